@@ -1,0 +1,27 @@
+//! The native crate of FLM: what every request needs and several processes share.
+//!
+//! * [`keyformat`]: the text of an API key (generate, check, take apart) and how its secret is hashed.
+//! * [`keyring`]: the table of keys that the supervisor writes and every worker reads.
+//! * [`shared`]: the epoch, the published snapshot, and the heartbeat and counters of each worker slot.
+//! * [`latch`]: how one writer replaces a value that other processes are reading, without a lock.
+//! * [`mapping`]: a file mapped into memory as 64-bit atomics, and the header that names its layout.
+//! * [`error`]: the one error type.
+//! * `python`: the binding, the only file that knows pyo3.
+//!
+//! The crate does not know what a request, a scope, a policy or an engine is; it opens no file and no socket (it is
+//! handed descriptors), reads no clock (time is an argument), writes no log and starts no thread.
+
+#![deny(clippy::undocumented_unsafe_blocks)]
+
+pub mod error;
+pub mod keyformat;
+pub mod keyring;
+pub mod latch;
+pub mod mapping;
+#[cfg(feature = "python")]
+mod python;
+pub mod shared;
+
+/// Version of the layout of both files (keyring and shared memory). Raised by every change to what a byte in them
+/// means; a file of another version is refused, and the supervisor makes a new one.
+pub const LAYOUT_VERSION: u64 = 1;

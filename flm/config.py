@@ -1,0 +1,214 @@
+"""The settings an operator can change, and the limits nobody needs to change.
+
+The `Settings` struct is the one table: key, type, default, bounds and meaning of every setting. The rest of the
+program reads its attributes; `SETTINGS` is the same table for people. A value comes from a flag, else from the
+environment (`FLM_` + the key in upper case with `_` for `.`), else from the database, else it is the default;
+`Resolved.sources` says which.
+
+Does not know where values are stored: it is handed mappings and returns values, or raises CONFIG_INVALID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, get_args
+
+import msgspec
+import msgspec.structs
+
+from flm.errors import CommandCode, CommandError
+
+# --- limits: constants, each with its reason ---------------------------------------------------------------------
+MAX_HEADER_BYTES: Final = 65_536  # a request's header block; nginx allows 4 x 8 KiB, hyper 408 KiB: ample for JWTs
+MAX_TARGET_BYTES: Final = 8_192  # request target; nginx's large_client_header_buffers line
+MAX_LINE_BYTES: Final = 8_388_608  # one SSE or NDJSON line of an engine; a 512 KiB cap broke real clients
+MAX_ANSWER_BYTES: Final = 67_108_864  # one non-streaming answer held for translation: a 64 MiB embedding batch passes
+MAX_ERROR_BODY_BYTES: Final = 1_048_576  # an engine's error answer; more is noise
+UPSTREAM_HEAD_BYTES: Final = 65_536  # status line and headers of an engine's answer
+UPSTREAM_HEADERS: Final = 128  # header lines of an engine's answer; httptools itself has no cap
+UPSTREAM_INTERIM: Final = 16  # 1xx answers tolerated before the final one
+SEND_FRAME_BYTES: Final = 65_536  # one ASGI body frame: the server holds four of them for a slow client
+IDLE_UPSTREAM_CONNECTIONS: Final = 64  # kept alive per engine and worker
+PROBE_TIMEOUT_SECONDS: Final = 1.5  # one detection request; five in a row stay under the 5 s of `engines detect`
+DETECT_TIMEOUT_SECONDS: Final = 4.5  # all of `engines detect`
+PROBE_BODY_BYTES: Final = 8_388_608  # a model list of thousands of entries; a 10 MB decoy is cut
+
+Value = int | float | bool | str
+Kind = Literal["integer", "number", "boolean", "text", "choice"]
+
+DEFAULT_PORT: Final = 3560
+_DAY: Final = 86_400
+
+
+def _count(meaning: str, low: int, high: int) -> msgspec.Meta:
+    return msgspec.Meta(ge=low, le=high, description=meaning)
+
+
+def _seconds(meaning: str, low: float = 0.1, high: float = _DAY) -> msgspec.Meta:
+    return msgspec.Meta(ge=low, le=high, description=meaning)
+
+
+def _means(meaning: str) -> msgspec.Meta:
+    return msgspec.Meta(description=meaning)
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """All settings. A key is its attribute with the first `_` as `.`; bounds are inclusive, units are in the names."""
+
+    proxy_mode: Annotated[Literal["local-http"], _means("how the listener is secured")] = "local-http"
+    proxy_bind: Annotated[str, _means("address the listener binds, an IP literal")] = "127.0.0.1"
+    proxy_port: Annotated[int, _count("port of the listener", 1, 65_535)] = DEFAULT_PORT
+    proxy_workers: Annotated[int, _count("worker processes", 1, 64)] = 1
+    proxy_max_draining: Annotated[int, _count("old generations of workers that may drain at once", 1, 16)] = 2
+    proxy_min_bytes_per_second: Annotated[int, _count("a client slower than this for 30 s is cut", 0, 1_048_576)] = 64
+    proxy_drain_timeout_seconds: Annotated[float, _seconds("how long a replaced worker may finish streams", 0)] = 300
+    proxy_stop_timeout_seconds: Annotated[float, _seconds("how long `proxy stop` lets streams finish", 0)] = 30
+    proxy_max_body_bytes: Annotated[int, _count("larger request bodies are 413", 1024, 1_073_741_824)] = 33_554_432
+    proxy_max_in_flight: Annotated[int, _count("requests in progress per worker; more are 503", 1, 65_536)] = 1024
+    proxy_header_timeout_seconds: Annotated[float, _seconds("for a request's head, and idle connections", 1, 600)] = 10
+    proxy_body_idle_timeout_seconds: Annotated[float, _seconds("between two pieces of a request body")] = 30
+    proxy_body_total_timeout_seconds: Annotated[float, _seconds("for a whole request body")] = 300
+    proxy_send_timeout_seconds: Annotated[float, _seconds("for a client that does not read")] = 60
+    engine_connect_timeout_seconds: Annotated[float, _seconds("to connect to an engine")] = 3
+    engine_first_byte_timeout_seconds: Annotated[float, _seconds("until an engine answers; models load inside")] = 600
+    engine_between_bytes_timeout_seconds: Annotated[float, _seconds("between two pieces of an engine's answer")] = 300
+    engine_total_timeout_seconds: Annotated[float, _seconds("for a whole answer of an engine; 0: none", 0)] = 0
+    engine_cache_ttl_seconds: Annotated[float, _seconds("how long a detection result counts as current", 0)] = 30
+    engine_check_interval_seconds: Annotated[float, _seconds("between two background checks of an engine", 0.5)] = 10
+    engine_degraded_latency_ms: Annotated[int, _count("a health answer this slow is degraded", 1, 60_000)] = 1500
+    engine_failure_threshold: Annotated[int, _count("failures in a row until an engine is unreachable", 1, 100)] = 3
+    engine_recovery_threshold: Annotated[int, _count("good checks until a degraded engine is healthy", 1, 100)] = 3
+    engine_max_in_flight: Annotated[int, _count("requests per engine and worker; 0: no limit", 0, 65_536)] = 0
+    engine_keepalive_comment_seconds: Annotated[float, _seconds("between comments while a cold model loads", 1)] = 10
+    routing_plain_names: Annotated[bool, _means("accept a plain name that one engine has")] = True
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _means("least severe line logged")] = "info"
+    log_file: Annotated[str, _means("log of a background proxy, relative to the data folder")] = "logs/flm.log"
+    log_max_bytes: Annotated[int, _count("size at which the log file is rotated", 4096, 1_073_741_824)] = 10_485_760
+    log_keep: Annotated[int, _count("rotated log files that are kept", 0, 100)] = 5
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting as a person sees it; `minimum` and `maximum` are inclusive."""
+
+    key: str
+    kind: Kind
+    default: Value
+    meaning: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def attribute(self) -> str:
+        return self.key.replace(".", "_")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return "FLM_" + self.attribute.upper()
+
+
+_KINDS: Final[Mapping[object, Kind]] = {int: "integer", float: "number", bool: "boolean", str: "text"}
+
+
+def _described(field: msgspec.structs.FieldInfo) -> Setting:
+    base, meta = get_args(field.type)
+    choices: tuple[str, ...] = get_args(base)
+    noun, _, rest = field.name.partition("_")
+    kind: Kind = "choice" if choices else _KINDS[base]
+    return Setting(f"{noun}.{rest}", kind, field.default, meta.description, meta.ge, meta.le, choices)
+
+
+SETTINGS: Final[Mapping[str, Setting]] = {
+    described.key: described for described in map(_described, msgspec.structs.fields(Settings))
+}
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """Settings with the source of each key: `default`, `config`, `environment` or `flag`."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+
+
+def setting(key: str) -> Setting:
+    """The setting named `key`. Raises CONFIG_INVALID with the nearest known keys for an unknown one."""
+    try:
+        return SETTINGS[key]
+    except KeyError:
+        noun = key.partition(".")[0] + "."
+        near = ", ".join(known for known in SETTINGS if known.startswith(noun)) or ", ".join(SETTINGS)
+        raise CommandError(CommandCode.CONFIG_INVALID, f"there is no setting {key!r}; known settings: {near}") from None
+
+
+def parse(key: str, text: str) -> Value:
+    """`text` as a value of setting `key`. Raises CONFIG_INVALID saying what is allowed."""
+    spec = setting(key)
+    value = _convert(spec, text.strip())
+    if value is None:
+        raise CommandError(CommandCode.CONFIG_INVALID, f"{key} must be {_allowed(spec)}, not {text!r}")
+    return value
+
+
+_BOOLEANS: Final = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
+
+def _convert(spec: Setting, text: str) -> Value | None:
+    if spec.kind == "boolean":
+        return _BOOLEANS.get(text.lower())
+    if spec.kind == "choice":
+        return text if text in spec.choices else None
+    if spec.kind == "text":
+        return text if text and text.isprintable() else None
+    try:
+        number = int(text) if spec.kind == "integer" else float(text)
+    except ValueError:
+        return None
+    low, high = spec.minimum, spec.maximum
+    inside = (low is None or number >= low) and (high is None or number <= high)  # false for NaN too
+    return number if inside else None
+
+
+def _allowed(spec: Setting) -> str:
+    if spec.kind == "boolean":
+        return "true or false"
+    if spec.kind == "choice":
+        return "one of " + ", ".join(spec.choices)
+    if spec.kind == "text":
+        return "a non-empty line of text"
+    noun = "a whole number" if spec.kind == "integer" else "a number"
+    return f"{noun} from {spec.minimum:g} to {spec.maximum:g}"
+
+
+def resolve(
+    stored: Mapping[str, str], environment: Mapping[str, str], flags: Mapping[str, Value] | None = None
+) -> Resolved:
+    """Settings from flags over environment over stored values over defaults. Raises CONFIG_INVALID."""
+    values: dict[str, Value] = {}
+    sources: dict[str, str] = {}
+    for key, spec in SETTINGS.items():
+        if flags and key in flags:
+            values[spec.attribute], sources[key] = parse(key, str(flags[key])), "flag"
+        elif spec.variable in environment:
+            values[spec.attribute], sources[key] = _from_environment(spec, environment[spec.variable]), "environment"
+        elif key in stored:
+            values[spec.attribute], sources[key] = parse(key, stored[key]), "config"
+        else:
+            sources[key] = "default"
+    return Resolved(msgspec.convert(values, Settings), sources)
+
+
+def _from_environment(spec: Setting, text: str) -> Value:
+    try:
+        return parse(spec.key, text)
+    except CommandError as error:
+        raise CommandError(error.code, f"environment variable {spec.variable}: {error.message}") from None

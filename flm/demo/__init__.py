@@ -1,0 +1,5 @@
+"""The built-in demo engine: a real process on a real socket that answers deterministically.
+
+Speaks the OpenAI dialect for people and load tests, and for tests every engine's own dialect with scripted delays
+and failures. Knows nothing of the proxy in front of it.
+"""

@@ -1,0 +1,171 @@
+"""What every engine's dialect must say, and the small vocabulary it says it in.
+
+A dialect is sans-io: it plans exchanges as generators that yield a `Probe` and are sent its `Answer`, and it turns
+one client request into one `UpstreamRequest` plus a `Translation` of the answer's bytes. It has no clock, socket,
+log or randomness: ids and times are arguments.
+
+Does not know which engines exist (see `registry`), how bytes travel (`upstream`), nor who asked (`policy`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Generator, Mapping
+from typing import Protocol
+
+import msgspec
+
+from flm.errors import Header
+from flm.snapshot import Model
+from flm.wire.openai import Peek
+
+
+class Endpoint(enum.Enum):
+    """The OpenAI routes that are translated; the value is the path of the same name at an OpenAI server."""
+
+    CHAT = "/v1/chat/completions"
+    EMBEDDINGS = "/v1/embeddings"
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """One small request to find out about an engine; `path` begins with `/` and follows the engine's base URL."""
+
+    path: str
+    method: str = "GET"
+    body: bytes = b""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What came back. `status` 0: no HTTP answer (refused, timed out, not HTTP, too large). Header names lower case."""
+
+    status: int
+    headers: Mapping[bytes, bytes] = {}
+    body: bytes = b""
+
+
+class Verdict(enum.Enum):
+    """What an exchange says about the server at the other end."""
+
+    RECOGNISED = "recognised"  # its answers have the shape only this kind of engine gives
+    BUSY = "busy"  # recognised, and says 429 or 503: loading or overloaded
+    FOREIGN = "foreign"  # something answered, and it is not this kind of engine (or no longer speaks as one)
+    SILENT = "silent"  # nothing answered in time
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """The outcome of `Dialect.identify`. `detail` says in plain words why it is not RECOGNISED."""
+
+    verdict: Verdict
+    version: str | None = None
+    detail: str | None = None
+
+
+class ListingError(Exception):
+    """An engine's model list does not have the expected shape, or did not come; the message is for people."""
+
+
+Identifying = Generator[Probe, Answer, Identity]
+Listing = Generator[Probe, Answer, tuple[Model, ...]]
+
+
+class UpstreamRequest(msgspec.Struct, frozen=True):
+    """What goes to the engine. The pool adds host, content-length, accept-encoding and the engine's own credential."""
+
+    path: str
+    body: bytes
+    method: str = "POST"
+    headers: tuple[Header, ...] = ((b"content-type", b"application/json"),)
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One client request, peeked once.
+
+    `model` is the engine's own name of the model; `peek.model` is what the caller wrote and what the answer repeats.
+    `capabilities` are those of the model, empty when unknown. `response_id` and `created` (Unix seconds) are used
+    where the engine has none of its own.
+    """
+
+    endpoint: Endpoint
+    peek: Peek
+    model: str
+    response_id: str
+    created: int
+    engine_version: str | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One parameter that was not passed on as it came: `action` is `clamped`, `dropped` or `changed`.
+
+    Rendered in `x-flm-warnings` as `parameter;action=…;value=…` (RFC 9651 list).
+    """
+
+    parameter: str
+    action: str
+    value: str | int | float | None = None
+
+
+class Translation(Protocol):
+    """The answer's way back, for one request. Order of calls: `head` once, `feed` any number of times, `finish` once.
+
+    `request`: what to send. `changes`: what was altered on the way in. `streaming`: whether the client gets SSE
+    (`text/event-stream`) or one JSON body. `complete`: true once everything the client needs has been returned, so
+    what the engine still sends may be thrown away.
+    Bounded: holds at most MAX_LINE_BYTES of a stream, MAX_ANSWER_BYTES of a whole answer, MAX_ERROR_BODY_BYTES of an
+    error.
+    """
+
+    request: UpstreamRequest
+    changes: tuple[Change, ...]
+    streaming: bool
+
+    @property
+    def complete(self) -> bool: ...
+
+    def head(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+        """The engine's status line and headers (names lower case). Raises UpstreamProtocolError if they are absurd."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes for the client, possibly none. The result is the same for any chunking of the same input.
+
+        Raises RequestError for an error the engine reports inside its answer, UpstreamProtocolError for bytes it
+        should not have sent. Before any byte was returned the proxy answers with a real status, else with one error
+        event; nothing may be fed afterwards.
+        """
+
+    def finish(self) -> bytes:
+        """The engine's body has ended in order: the last bytes for the client.
+
+        Raises RequestError with the engine's own words if its status was an error, UpstreamProtocolError if the body
+        ended too early. Never invents a finish_reason.
+        """
+
+
+class Dialect(Protocol):
+    """One kind of engine. An instance is stateless and shared by all requests.
+
+    `kind`: the name in settings and databases. `label`: the name for people. `idle_seconds`: how long a pooled
+    connection may lie idle before the engine is likely to close it.
+    """
+
+    kind: str
+    label: str
+    idle_seconds: float
+
+    def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+        """Base URLs where an engine of this kind listens by default or by its own environment variables; none: ()."""
+
+    def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
+        """Absolute paths where its program may be installed. `system` is `linux`, `darwin` or `win32`.
+
+        A pure function of its arguments; entries of PATH are included.
+        """
+
+    def identify(self) -> Identifying:
+        """Plan the requests that decide whether this kind of engine answers. Never trusts a status alone."""
+
+    def models(self) -> Listing:
+        """Plan the requests that list its models. Raises ListingError."""
+
+    def begin(self, call: Call) -> Translation:
+        """Translate one request. Raises RequestError when the engine cannot do what was asked."""

@@ -1,0 +1,1 @@
+"""Parts that several tests share: scripted peers, processes, free ports."""
