@@ -1,0 +1,69 @@
+"""Settings: one table, typed, bounded, and every source in its place."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flm.config import SETTINGS, Settings, parse, resolve, setting
+from flm.errors import CommandCode, CommandError
+
+
+@pytest.mark.parametrize("spec", SETTINGS.values(), ids=lambda spec: spec.key)
+def test_every_setting_explains_itself_and_accepts_its_default(spec) -> None:
+    assert spec.meaning
+    assert parse(spec.key, str(spec.default)) == spec.default
+    assert getattr(Settings(), spec.attribute) == spec.default
+
+
+@pytest.mark.parametrize("spec", SETTINGS.values(), ids=lambda spec: spec.key)
+def test_every_setting_refuses_what_it_is_not(spec) -> None:
+    wrong = {"integer": "1.5", "number": "nan", "boolean": "maybe", "text": "", "choice": "none of them"}[spec.kind]
+    with pytest.raises(CommandError) as refusal:
+        parse(spec.key, wrong)
+    assert refusal.value.code is CommandCode.CONFIG_INVALID
+    assert spec.key in refusal.value.message
+
+
+@pytest.mark.parametrize("spec", [s for s in SETTINGS.values() if s.maximum is not None], ids=lambda spec: spec.key)
+def test_bounds_are_inclusive(spec) -> None:
+    for bound, beyond in ((spec.minimum, -1), (spec.maximum, 1)):
+        assert parse(spec.key, f"{bound}") == bound
+        with pytest.raises(CommandError):
+            parse(spec.key, f"{bound + beyond}")
+
+
+def test_the_nearest_source_wins_and_is_named() -> None:
+    stored = {"proxy.port": "81", "log.keep": "2", "proxy.workers": "3"}
+    resolved = resolve(stored, {"FLM_PROXY_PORT": "82", "FLM_LOG_KEEP": "4"}, {"proxy.port": 83})
+    assert resolved.settings.proxy_port == 83
+    assert resolved.settings.log_keep == 4
+    assert resolved.settings.proxy_workers == 3
+    assert [resolved.sources[key] for key in ("proxy.port", "log.keep", "proxy.workers", "proxy.bind")] == [
+        "flag",
+        "environment",
+        "config",
+        "default",
+    ]
+
+
+def test_a_bad_environment_variable_is_named() -> None:
+    with pytest.raises(CommandError, match="FLM_PROXY_PORT"):
+        resolve({}, {"FLM_PROXY_PORT": "high"})
+
+
+def test_an_unknown_key_lists_its_neighbours() -> None:
+    with pytest.raises(CommandError, match=r"proxy\.port"):
+        setting("proxy.prot")
+
+
+@given(st.text(), st.sampled_from(sorted(SETTINGS)))
+def test_any_text_is_a_value_or_a_clear_refusal(text: str, key: str) -> None:
+    try:
+        value = parse(key, text)
+    except CommandError:
+        return
+    assert not (isinstance(value, float) and not math.isfinite(value))
