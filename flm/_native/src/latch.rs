@@ -63,7 +63,10 @@ mod tests {
         let copies = [AtomicU64::new(0), AtomicU64::new(0)];
         for value in 1..=5 {
             assert_eq!(write(&version, |i| copies[i].store(value, Ordering::Relaxed)), value);
-            assert_eq!(read(&version, 1, |i| copies[i].load(Ordering::Relaxed)), Some((value, value)));
+            assert_eq!(
+                read(&version, 1, |i| copies[i].load(Ordering::Relaxed)),
+                Some((value, value))
+            );
         }
     }
 
@@ -72,10 +75,12 @@ mod tests {
         let version = AtomicU64::new(0);
         let copies = [AtomicU64::new(0), AtomicU64::new(0)];
         write(&version, |i| copies[i].store(1, Ordering::Relaxed));
-        let died = std::panic::catch_unwind(|| write(&version, |i| {
-            copies[i].store(2, Ordering::Relaxed);
-            panic!("killed");
-        }));
+        let died = std::panic::catch_unwind(|| {
+            write(&version, |i| {
+                copies[i].store(2, Ordering::Relaxed);
+                panic!("killed");
+            })
+        });
         assert!(died.is_err());
         assert_eq!(read(&version, 1, |i| copies[i].load(Ordering::Relaxed)), Some((1, 1)));
         write(&version, |i| copies[i].store(3, Ordering::Relaxed));
@@ -124,7 +129,12 @@ mod model {
             });
             let mut newest = 0;
             for _ in 0..2 {
-                let load = |i: usize| (pair.copies[i][0].load(Ordering::Relaxed), pair.copies[i][1].load(Ordering::Relaxed));
+                let load = |i: usize| {
+                    (
+                        pair.copies[i][0].load(Ordering::Relaxed),
+                        pair.copies[i][1].load(Ordering::Relaxed),
+                    )
+                };
                 if let Some((version, (first, second))) = read(&pair.version, 1, load) {
                     assert_eq!((first, second), (version, version));
                     assert!(version >= newest);

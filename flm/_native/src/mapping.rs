@@ -29,7 +29,7 @@ pub const FIRST_OWN_WORD: usize = 8;
 const MAGIC_WORD: usize = 0;
 const VERSION_WORD: usize = 1;
 const LENGTH_WORD: usize = 2;
-const ZEROS: [u8; 65536] = [0; 65536];
+static ZEROS: [u8; 65536] = [0; 65536];
 
 /// A mapped file. Its descriptor is a duplicate: the caller keeps and closes their own.
 pub struct Mapping {
@@ -56,7 +56,9 @@ impl Mapping {
         let file = duplicate(fd)?;
         let length = usize::try_from(file_length(&file)?).unwrap_or(usize::MAX);
         if length < HEADER {
-            return Err(Error::Layout(format!("the file holds {length} bytes, less than a header: it was never completed")));
+            return Err(Error::Layout(format!(
+                "the file holds {length} bytes, less than a header: it was never completed"
+            )));
         }
         let mapping = Mapping::map(file, length, writable)?;
         mapping.check_header(magic)?;
@@ -66,7 +68,11 @@ impl Mapping {
     fn map(file: File, length: usize, writable: bool) -> Result<Mapping> {
         let mut options = MmapOptions::new();
         options.len(length);
-        let map = if writable { options.map_raw(&file) } else { options.map_raw_read_only(&file) };
+        let map = if writable {
+            options.map_raw(&file)
+        } else {
+            options.map_raw_read_only(&file)
+        };
         let map = map.map_err(|e| Error::Io("map the file", e))?;
         Ok(Mapping { file, map, writable })
     }
@@ -76,7 +82,10 @@ impl Mapping {
         // Acquire fence: pairs with the release store of the magic in `seal`; the rest of the header is then complete.
         fence(Ordering::Acquire);
         if found != u64::from_le_bytes(magic) {
-            return Err(Error::Layout(format!("the file is not a {}: another magic", String::from_utf8_lossy(&magic))));
+            return Err(Error::Layout(format!(
+                "the file is not a {}: another magic",
+                String::from_utf8_lossy(&magic)
+            )));
         }
         let version = self.word(VERSION_WORD).load(Ordering::Relaxed);
         if version != LAYOUT_VERSION {
@@ -86,7 +95,10 @@ impl Mapping {
         }
         let declared = self.word(LENGTH_WORD).load(Ordering::Relaxed);
         if declared != self.map.len() as u64 {
-            return Err(Error::Layout(format!("the file holds {} bytes and should hold {declared}: damaged", self.map.len())));
+            return Err(Error::Layout(format!(
+                "the file holds {} bytes and should hold {declared}: damaged",
+                self.map.len()
+            )));
         }
         Ok(())
     }
@@ -96,7 +108,8 @@ impl Mapping {
         self.word(VERSION_WORD).store(LAYOUT_VERSION, Ordering::Relaxed);
         self.word(LENGTH_WORD).store(self.map.len() as u64, Ordering::Relaxed);
         // Release: whoever sees the magic sees the header and everything stored before.
-        self.word(MAGIC_WORD).store(u64::from_le_bytes(magic), Ordering::Release);
+        self.word(MAGIC_WORD)
+            .store(u64::from_le_bytes(magic), Ordering::Release);
     }
 
     /// Makes the disk blocks of a range exist, by writing zeros over it.
@@ -120,11 +133,20 @@ impl Mapping {
     /// `count` words from `index` on. Panics outside the file, as indexing a slice does.
     pub fn words(&self, index: usize, count: usize) -> &[AtomicU64] {
         let end = index.checked_add(count).and_then(|words| words.checked_mul(WORD));
-        assert!(end.is_some_and(|end| end <= self.map.len()), "word {index}+{count} is outside the mapping");
+        assert!(
+            end.is_some_and(|end| end <= self.map.len()),
+            "word {index}+{count} is outside the mapping"
+        );
         // SAFETY: the range lies inside the mapping (asserted) and lives as long as `self`; the mapping is page-aligned,
         // so a word is 8-aligned; AtomicU64 has the layout of u64, and any bits are a value; concurrent changes by other
         // processes are what atomics are for.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<AtomicU64>().add(index), count) }
+    }
+
+    /// Bytes in the file.
+    #[allow(clippy::len_without_is_empty)] // a mapping is never empty
+    pub fn len(&self) -> usize {
+        self.map.len()
     }
 
     /// Whether stores are allowed. A store to a read-only mapping would be a SIGSEGV: callers ask first.
@@ -134,9 +156,13 @@ impl Mapping {
 }
 
 fn duplicate(fd: BorrowedFd<'_>) -> Result<File> {
-    fd.try_clone_to_owned().map(File::from).map_err(|e| Error::Io("duplicate the descriptor", e))
+    fd.try_clone_to_owned()
+        .map(File::from)
+        .map_err(|e| Error::Io("duplicate the descriptor", e))
 }
 
 fn file_length(file: &File) -> Result<u64> {
-    file.metadata().map(|data| data.len()).map_err(|e| Error::Io("read the file's length", e))
+    file.metadata()
+        .map(|data| data.len())
+        .map_err(|e| Error::Io("read the file's length", e))
 }

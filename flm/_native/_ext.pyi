@@ -1,0 +1,198 @@
+"""The compiled module: API keys, the keyring and the shared memory.
+
+Every integer argument is checked: a negative number, or one too large for its field, is an OverflowError. Times are
+whole milliseconds; which clock they come from is said with each. No text of an error holds a byte of a key, digest or
+pepper.
+"""
+
+from typing import Final, final
+
+__all__ = [
+    "CONNECTIONS",
+    "COUNTERS",
+    "ERRORS",
+    "IN_FLIGHT",
+    "KEY_PATTERN",
+    "LAYOUT_VERSION",
+    "LOG_DROPPED",
+    "REQUESTS",
+    "SALT_BYTES",
+    "Keyring",
+    "NativeError",
+    "Shared",
+    "generate_key",
+    "hash_secret",
+    "key_id",
+]
+
+LAYOUT_VERSION: Final[int]
+"""Version of the layout of keyring and shared-memory files. A file of another version is refused with NativeError."""
+
+KEY_PATTERN: Final[str]
+"""Regular expression of a key, to be matched whole (`re.fullmatch`), for logs to redact and secret scanners to find.
+
+A key is `flm_` + id (12 characters) + `_` + secret (43, 256 bits) + checksum (6, the CRC-32 of the 60 characters
+before it); id, secret and checksum in base62. What matches may still be no key: `key_id` checks the checksum too.
+"""
+
+SALT_BYTES: Final[int]
+"""Length of a salt: 16."""
+
+COUNTERS: Final[int]
+"""Counters of each worker slot: 32. Those without a name below are free."""
+
+IN_FLIGHT: Final[int]
+"""Counter: requests being answered (goes up and down)."""
+
+REQUESTS: Final[int]
+"""Counter: requests accepted."""
+
+ERRORS: Final[int]
+"""Counter: requests that ended in an error of FLM's or the engine's."""
+
+LOG_DROPPED: Final[int]
+"""Counter: log lines dropped because the pipe to the supervisor was full."""
+
+CONNECTIONS: Final[int]
+"""Counter: open client connections (goes up and down)."""
+
+class NativeError(Exception):
+    """A native object cannot do what was asked; the text says why: a file of another layout or damaged, a full
+    keyring, a snapshot too large, a reader asked to write, a slot or counter that does not exist, a system call
+    that failed."""
+
+def generate_key() -> tuple[str, str]:
+    """Make a new key from the system's random source: (the whole key, its id).
+
+    The key is shown to the person once and never stored. NativeError if the system gives no random bytes.
+    """
+
+def key_id(presented: bytes) -> str | None:
+    """The id of a presented key if its length, characters and checksum are right, else None. Says nothing about
+    validity."""
+
+def hash_secret(pepper: bytes, salt: bytes, presented: str) -> bytes:
+    """What is stored of a key: HMAC-SHA256(pepper, salt || secret), 32 bytes.
+
+    `pepper` has at least 32 bytes, `salt` exactly SALT_BYTES (16) random ones of this key's own, `presented` is the
+    whole key. ValueError if one of them is malformed.
+    """
+
+@final
+class Keyring:
+    """A table of keys in a mapped file: one writing process (the supervisor), any number of readers (the workers).
+
+    Readers take no lock and never wait; they see each key's former record or its new one, never a mixture, also when
+    the writer is killed in the middle of a change. Two writers at once would damage the table: whoever opens one for
+    writing holds the folder's lock. The file must not be shortened while it is mapped. The descriptor may be closed
+    after the call.
+    """
+
+    @staticmethod
+    def create(fd: int, capacity: int) -> Keyring:
+        """Lay out a table for up to `capacity` keys (1 to 1048576; 512 bytes of disk for each, rounded up to a power
+        of two) in the empty file behind `fd`, opened for reading and writing, and be its writer.
+
+        The disk space is taken at once. ValueError if the capacity is out of bounds; NativeError if the file is not
+        empty (others may have it mapped: make a new file and rename it) or there is no room.
+        """
+
+    @staticmethod
+    def attach(fd: int, pepper: bytes) -> Keyring:
+        """Map a table read-only, to verify keys under `pepper` (at least 32 bytes, else ValueError).
+
+        NativeError if the file is not a complete keyring of this LAYOUT_VERSION.
+        """
+
+    @staticmethod
+    def open_writer(fd: int) -> Keyring:
+        """Take an existing table over as its writer, after the former writer exec'd, ended or was killed.
+
+        NativeError if the file is not a complete keyring of this LAYOUT_VERSION: then make a new one.
+        """
+
+    def upsert(self, key_id: str, slot: int, salt: bytes, digest: bytes, expires_at_ms: int, revoked: bool) -> None:
+        """Add a key, or replace its record; in force for every `verify` that starts after this returns, in any
+        process.
+
+        `slot` (0 to 2^32 - 1) is the caller's dense number of the key, given back by `verify`. `salt` has SALT_BYTES
+        (16) bytes, `digest` 32 (`hash_secret`). `expires_at_ms` is a Unix time in milliseconds, 0 for never.
+        ValueError if an argument is malformed; NativeError if the table is full (revoked and expired keys count) or
+        this is a reader.
+        """
+
+    def remove(self, key_id: str) -> bool:
+        """Take a key out of the table: True if it was there. Errors as for `upsert`."""
+
+    def ids(self) -> list[str]:
+        """Ids of all keys in the table, revoked and expired ones too, in no order. Walks the whole table."""
+
+    def __len__(self) -> int:
+        """Number of keys in the table, revoked and expired ones too. A reader walks the whole table for it."""
+
+    def verify(self, presented: bytes, now_ms: int) -> tuple[str, int] | None:
+        """(key id, slot) of the presented key if it is valid at `now_ms` (Unix time in milliseconds).
+
+        None for every other cause: malformed, unknown, wrong secret, revoked, expired (from `expires_at_ms` on). A
+        wrong checksum costs no hash; everything else costs one HMAC and one comparison in constant time, also an
+        unknown id. NativeError only if this object was not made by `attach`, and so has no pepper.
+        """
+
+@final
+class Shared:
+    """Mapped memory of the supervisor and its workers: epoch, snapshot, and heartbeat and counters of each worker
+    slot.
+
+    Only the supervisor publishes. The file must not be shortened while it is mapped. The descriptor may be closed
+    after the call. Slots are 0 to worker_slots - 1, counters 0 to COUNTERS - 1; others are a NativeError.
+    """
+
+    @staticmethod
+    def create(fd: int, worker_slots: int, snapshot_capacity: int) -> Shared:
+        """Lay out memory for `worker_slots` workers (1 to 1024) and snapshots of up to `snapshot_capacity` bytes (1
+        to 2^30) in the empty file behind `fd`, opened for reading and writing.
+
+        The file is sparse: twice the capacity in length, on disk only what was published. ValueError if an argument is
+        out of bounds; NativeError if the file is not empty or there is no room.
+        """
+
+    @staticmethod
+    def attach(fd: int) -> Shared:
+        """Map memory that was laid out by `create`, in this process or another; all methods may be called.
+
+        NativeError if the file is not complete shared memory of this LAYOUT_VERSION.
+        """
+
+    def publish(self, snapshot: bytes) -> int:
+        """Put a snapshot in force and return its epoch, one more than the last. In one process at a time.
+
+        Readers see the former snapshot or this one, whole, also if the publisher is killed meanwhile. What this
+        process changed before (keys in the keyring) is seen by every process that sees the epoch. NativeError if the
+        snapshot is larger than the capacity or the disk is full; then the former one stays in force.
+        """
+
+    def epoch(self) -> int:
+        """Number of snapshots published since the file was made: one atomic load, for the first step of each
+        request."""
+
+    def snapshot(self) -> tuple[int, bytes]:
+        """(epoch, snapshot in force); (0, b"") before the first. Copied again if a publisher came by meanwhile.
+
+        NativeError if that happened 10,000 times in a row.
+        """
+
+    def beat(self, slot: int, monotonic_ms: int) -> None:
+        """Record that the worker in `slot` was alive at `monotonic_ms` (milliseconds of the monotonic clock)."""
+
+    def last_beat(self, slot: int) -> int:
+        """What was given to the last `beat` in this slot; 0 before the first."""
+
+    def add(self, slot: int, counter: int, delta: int) -> None:
+        """Add `delta` (-2^63 to 2^63 - 1) to a counter, modulo 2^64; atomic, whoever adds at the same time."""
+
+    def counter(self, slot: int, counter: int) -> int:
+        """Value of a counter, 0 to 2^64 - 1."""
+
+    @property
+    def worker_slots(self) -> int:
+        """Number of worker slots the memory was made for."""
