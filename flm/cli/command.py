@@ -1,0 +1,108 @@
+"""What a noun's module is handed: `Noun` to declare its verbs, `Context` for its handlers, `Output` for what they say.
+
+A noun's module looks like this, and is imported only when its noun is named:
+
+    def register(noun: Noun) -> None:
+        stop = noun.verb("stop", _stop, "end the running proxy")
+        stop.add_argument("--now", action="store_true", help="do not wait for streams")
+
+    async def _stop(arguments: argparse.Namespace, context: Context) -> Output:
+        from flm.services import ProxyService
+        return Output(await ProxyService(context.folder).stop(now=arguments.now))
+
+Knows argparse; knows no noun, no service but where the data folder is, and prints nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Coroutine
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from flm.services import Folder
+
+FORMATS = ("json", "text")
+
+
+class UsageError(Exception):
+    """The command line makes no sense: `message` says why, `usage` what it should look like."""
+
+    def __init__(self, message: str, usage: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.usage = usage
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises UsageError where argparse would end the process."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, **arguments)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, self.format_usage())
+
+
+class Output(NamedTuple):
+    """What a command says.
+
+    `data` is the JSON document's `data`. As text, `text` is printed if there is one; else `data` as a table, of
+    `columns` if given (a list) or one line a field (an object).
+    """
+
+    data: object
+    columns: tuple[str, ...] = ()
+    text: str | None = None
+
+
+class Context:
+    """What every handler knows: the output format asked for (None: not said, so JSON) and where the data is."""
+
+    def __init__(self, format: str | None, config_path: str | None, security_path: str | None) -> None:  # noqa: A002 - the option's name
+        self.format = format
+        self._config_path = config_path
+        self._security_path = security_path
+
+    @cached_property
+    def folder(self) -> Folder:
+        """The data folder: `FLM_HOME`, else the user's, with the paths of `--db-path-…`."""
+        from flm.services import locate_folder
+
+        return locate_folder(config=self._config_path, security=self._security_path)
+
+
+# A handler that prints by itself, such as a stream, returns None.
+Handler = Callable[[argparse.Namespace, Context], Coroutine[Any, Any, Output | None]]
+
+
+def common_options() -> argparse.ArgumentParser:
+    """The options that are taken before the noun, after it, and after the verb. The last one given holds."""
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options.add_argument("--format", choices=FORMATS, help="json (the default) or text, for people")
+    options.add_argument("--db-path-config", metavar="FILE", help="config.db, if not in the data folder")
+    options.add_argument("--db-path-security", metavar="FILE", help="security.db, if not in the data folder")
+    return options
+
+
+class Noun:
+    """One noun of the command line while its parser is built."""
+
+    def __init__(self, name: str, meaning: str) -> None:
+        self._options = common_options()
+        self.parser = Parser(prog=f"flm {name}", description=meaning, parents=[self._options])
+        self._verbs: argparse._SubParsersAction[Parser] | None = None
+
+    def verb(self, name: str, handler: Handler, meaning: str) -> argparse.ArgumentParser:
+        """Add a verb and return its parser, for its own arguments."""
+        if self._verbs is None:
+            self._verbs = self.parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+        verb = self._verbs.add_parser(name, help=meaning, description=meaning, parents=[self._options])
+        verb.set_defaults(handler=handler)
+        return verb
+
+    def without_verb(self, handler: Handler) -> argparse.ArgumentParser:
+        """For a noun that is a command by itself: returns its parser, for its arguments."""
+        self.parser.set_defaults(handler=handler)
+        return self.parser

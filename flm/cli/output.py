@@ -1,0 +1,104 @@
+"""How a command speaks: the JSON document `{"version":"1.0","data":…}`, or aligned text for people; errors likewise.
+
+Everything goes to stdout, errors too (SPEC §5). Control characters in text are escaped, so that a model's name or an
+engine's message cannot steer the terminal. Knows no noun and no service.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from flm.cli.command import Output
+from flm.errors import CommandError
+
+VERSION = "1.0"
+_FLM_COULD_NOT = 2
+
+
+def show(output: Output, format: str | None) -> None:  # noqa: A002 - the option's name
+    """Print what a command has to say."""
+    if format == "text":
+        _write(_as_text(output) + "\n")
+    else:
+        _write_json({"version": VERSION, "data": output.data})
+
+
+def show_error(code: str, message: str, format: str | None) -> None:  # noqa: A002
+    """Print an error: `{"error":{"code","message"}}`, or one line for people."""
+    if format == "text":
+        _write(f"{code}: {printable(message)}\n")
+    else:
+        writable = message.encode(errors="backslashreplace").decode()  # an argument may hold bytes that are no UTF-8
+        _write_json({"error": {"code": code, "message": writable}})
+
+
+def show_failure(error: Exception, format: str | None) -> int:  # noqa: A002
+    """Print an exception as an error and return the exit code it stands for."""
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, CommandError):
+        show_error(error.code.value, error.message, format)
+        return error.exit_code
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        show_error("IO_ERROR", f"the system refused: {error.strerror or error}{where}", format)
+        return _FLM_COULD_NOT
+    logging.getLogger("flm").error("unexpected error", exc_info=error)
+    show_error("INTERNAL_ERROR", f"unexpected {type(error).__name__}; the log on stderr says where", format)
+    return _FLM_COULD_NOT
+
+
+def printable(text: str) -> str:
+    """`text` with line breaks and tabs kept and every other control character escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
+    """Aligned columns under their names, two spaces apart; `(none)` where there is no row."""
+    if not rows:
+        return "(none)"
+    cells = [[name.upper().replace("_", " ") for name in columns]]
+    cells += [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def _as_text(output: Output) -> str:
+    if output.text is not None:
+        return printable(output.text)
+    data = msgspec.to_builtins(output.data)
+    if isinstance(data, list):
+        return table(data, output.columns or list(data[0] if data else ()))
+    if isinstance(data, dict):
+        width = max((len(name) for name in data), default=0)
+        return "\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in data.items())
+    return _cell(data)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}" if abs(value) < 1e6 else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(each) for each in value) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_cell(each)}" for name, each in value.items()) or "-"
+    return printable(str(value)).replace("\n", " ")
+
+
+def _write_json(document: object) -> None:
+    _write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
