@@ -1,0 +1,141 @@
+"""To which engine a model name leads: `flm://{engine}/{model}`, an alias, or a plain name that one engine has.
+
+The index is built once per snapshot, so that a request costs a few dictionary look-ups. It is generic over the engine
+records it is handed; all it asks of them are the few attributes of the protocols below.
+
+Does not know how an engine is reached or spoken to, nor who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final, Generic, Protocol, TypeVar
+
+from flm.errors import ErrorKind, RequestError
+
+SCHEME: Final = "flm://"
+_SHOWN_CANDIDATES: Final = 8  # ids listed in an error; more would only be noise
+
+
+class ModelFacts(Protocol):
+    """One model under its engine's own name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def capabilities(self) -> tuple[str, ...]: ...
+
+
+class EngineFacts(Protocol):
+    """One engine with the state it is in, why it is in it, and the models it is known to have."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def last_error(self) -> str | None: ...
+    @property
+    def models(self) -> Sequence[ModelFacts]: ...
+
+
+E = TypeVar("E", bound=EngineFacts)
+
+
+def model_id(engine_id: str, model: str) -> str:
+    """The id under which the model of an engine is listed and can be asked for."""
+    return f"{SCHEME}{engine_id}/{model}"
+
+
+def split_model_id(name: str) -> tuple[str, str]:
+    """(engine id, model) of a name that begins with `flm://`. Raises RequestError INVALID_MODEL if it is malformed."""
+    engine_id, slash, model = name[len(SCHEME) :].partition("/")
+    if not (engine_id and slash and model) or not name.isprintable() or " " in engine_id:
+        message = "a model id has the form `flm://{engine}/{model}`; GET /v1/models lists them"
+        raise RequestError(ErrorKind.INVALID_MODEL, message, param="model")
+    return engine_id, model
+
+
+class Route(Generic[E]):
+    """Where one request goes: the engine and its model."""
+
+    __slots__ = ("engine", "model")
+
+    def __init__(self, engine: E, model: ModelFacts) -> None:
+        self.engine = engine
+        self.model = model
+
+
+class RouteIndex(Generic[E]):
+    """All names that lead somewhere, at one moment.
+
+    `serving` are the statuses in which an engine takes requests; `aliases` maps a name to a model id or a plain name
+    (never to another alias); `plain_names` says whether a plain name is accepted at all.
+    """
+
+    def __init__(
+        self,
+        engines: Iterable[E],
+        aliases: Mapping[str, str],
+        *,
+        serving: Collection[str],
+        plain_names: bool,
+    ) -> None:
+        self._engines = {engine.id: engine for engine in engines}
+        self._aliases = aliases
+        self._serving = serving
+        self._plain_names = plain_names
+        self._by_id: dict[str, dict[str, Route[E]]] = {}
+        self._by_name: dict[str, list[Route[E]]] = {}
+        for engine_id, engine in self._engines.items():
+            routes = {model.name: Route(engine, model) for model in engine.models}
+            self._by_id[engine_id] = routes
+            for name, route in routes.items():
+                self._by_name.setdefault(name, []).append(route)
+
+    def resolve(self, name: str) -> Route[E]:
+        """The route of a model name as a caller wrote it.
+
+        Raises RequestError: INVALID_MODEL for a malformed id or a plain name of several engines, ENGINE_NOT_FOUND,
+        MODEL_NOT_FOUND, ENGINE_UNAVAILABLE for an engine that is known and down.
+        """
+        target = self._aliases.get(name, name)
+        if target.startswith(SCHEME):
+            return self._resolve_id(target)
+        return self._resolve_plain(target)
+
+    def _resolve_id(self, name: str) -> Route[E]:
+        engine_id, model = split_model_id(name)
+        engine = self._engines.get(engine_id)
+        if engine is None:
+            known = ", ".join(list(self._engines)[:_SHOWN_CANDIDATES]) or "none"
+            message = f"there is no engine {engine_id!r}; known engines: {known}"
+            raise RequestError(ErrorKind.ENGINE_NOT_FOUND, message, param="model")
+        if engine.status not in self._serving:
+            raise _unavailable(engine)
+        route = self._by_id[engine_id].get(model)
+        if route is None:
+            message = f"engine {engine_id!r} has no model {model!r}; GET /v1/models lists what there is"
+            raise RequestError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
+        return route
+
+    def _resolve_plain(self, name: str) -> Route[E]:
+        known = self._by_name.get(name, ()) if self._plain_names else ()
+        serving = [route for route in known if route.engine.status in self._serving]
+        if len(serving) == 1:
+            return serving[0]
+        if serving:
+            ids = ", ".join(model_id(route.engine.id, name) for route in serving[:_SHOWN_CANDIDATES])
+            message = f"several engines have a model {name!r}; name one of them by its id: {ids}"
+            raise RequestError(ErrorKind.INVALID_MODEL, message, param="model")
+        if known:
+            raise _unavailable(known[0].engine)
+        hint = "" if self._plain_names else " (plain names are off: use `flm://{engine}/{model}`)"
+        message = f"there is no model {name!r}{hint}; GET /v1/models lists what there is"
+        raise RequestError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
+
+
+def _unavailable(engine: EngineFacts) -> RequestError:
+    reason = f": {engine.last_error}" if engine.last_error else ""
+    message = f"engine {engine.id!r} is not answering ({engine.status}){reason}"
+    return RequestError(ErrorKind.ENGINE_UNAVAILABLE, message, headers=((b"retry-after", b"5"),))
