@@ -1,0 +1,242 @@
+"""Connections to one engine: opened, kept alive, lent for one exchange, given back.
+
+Does not know what is asked (see `engines`), who asked, or how bytes are parsed (see `wire/http1`). It knows which
+failure is whose: refused is 503, everything after connecting that the engine does wrong is 502, lateness is 504.
+
+Strategy: last in, first out, so that the warmest connection is used and the rest age away. A request that a reused
+connection loses before a single byte of answer came is sent once more on a fresh one (RFC 9112 §9.3.1: the engine
+closed an idle connection just then); never after a byte, never on a fresh connection, never twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from flm.config import IDLE_UPSTREAM_CONNECTIONS
+from flm.engines.base import UpstreamRequest
+from flm.errors import ErrorKind, RequestError
+from flm.upstream.connection import RECEIVE_BYTES, Connection, Timeouts
+from flm.wire.http1 import Address, RequestWriter, parse_address
+
+__all__ = ["Pool", "Response", "Timeouts"]
+
+_RETRY_AFTER: Final = ((b"retry-after", b"1"),)
+_NO_SOCKET: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+
+class Response:
+    """One engine's answer. Whoever holds it calls `release` or `abort` in the end; both are harmless afterwards."""
+
+    __slots__ = ("_connection", "_error", "_pool", "headers", "status")
+
+    def __init__(self, pool: Pool, connection: Connection) -> None:
+        self._pool = pool
+        self._connection: Connection | None = connection
+        self._error: RequestError | None = None
+        self.status = connection.status
+        self.headers = connection.headers
+
+    async def read(self) -> bytes:
+        """The next piece of the body as it came, at most 64 KiB; b"" at its orderly end.
+
+        Raises RequestError: ENGINE_ERROR (reset, early end), ENGINE_TIMEOUT (between_bytes or total), or
+        UpstreamProtocolError (garbage), after everything that came before has been returned. While nobody reads, the
+        engine is not read either.
+        """
+        connection = self._connection
+        if connection is None:
+            if self._error is not None:
+                raise self._error
+            return b""
+        try:
+            return await connection.read()
+        except RequestError as error:
+            self._pool.failed(error)
+            self.abort()
+            self._error = error
+            raise
+
+    def release(self) -> None:
+        """The answer is done with. If it was read to its end the connection is kept for the next request."""
+        connection = self._connection
+        if connection is not None:
+            self._connection = None
+            self._pool.give_back(connection)
+
+    def abort(self) -> None:
+        """Close the engine's socket now (the client left, an error): the engine sees it at once."""
+        connection = self._connection
+        if connection is not None:
+            self._connection = None
+            self._error = RequestError(ErrorKind.ENGINE_ERROR, f"the exchange with {self._pool.origin} was broken off")
+            self._pool.discard(connection)
+
+
+class Pool:
+    """The connections of one worker to one engine.
+
+    `url`: scheme://host:port with an optional base path. `credential`: bearer token, or None. `idle_seconds`: how
+    long an unused connection is kept. `max_in_flight`: exchanges at once, 0 for no limit. `on_failure` is told every
+    error that is the engine's fault, never that a caller went away; it must not raise.
+    Raises ValueError for a URL or credential that cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        credential: str | None,
+        idle_seconds: float,
+        timeouts: Timeouts,
+        max_in_flight: int,
+        on_failure: Callable[[RequestError], None] | None = None,
+    ) -> None:
+        self._address: Address = parse_address(url)
+        self._writer = RequestWriter(self._address, credential)
+        self._idle_seconds = idle_seconds
+        self._timeouts = timeouts
+        self._max_in_flight = max_in_flight
+        self._on_failure = on_failure
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._tls: ssl.SSLContext | None = None
+        self._closed = False
+        self.in_flight = 0
+
+    @property
+    def origin(self) -> str:
+        """`scheme://host:port` of the engine, for messages and logs."""
+        return self._address.origin
+
+    async def send(self, request: UpstreamRequest) -> Response:
+        """Send `request`, wait for the head of the answer.
+
+        Raises RequestError: OVERLOADED, ENGINE_UNAVAILABLE (nothing listens), ENGINE_TIMEOUT (connect, first byte,
+        total), ENGINE_ERROR (closed or reset before a head), UpstreamProtocolError, INVALID_REQUEST (a path or header
+        that cannot be sent). Cancelling it closes the engine's socket.
+        """
+        if self._max_in_flight and self.in_flight >= self._max_in_flight:
+            message = f"the engine at {self.origin} already has {self._max_in_flight} requests; try again shortly"
+            raise RequestError(ErrorKind.OVERLOADED, message, headers=_RETRY_AFTER)
+        head = self._writer.head(request.method, request.path, request.headers, len(request.body))
+        self.in_flight += 1
+        try:
+            connection = await self._exchange(request, head)
+        except BaseException as error:
+            self.in_flight -= 1
+            if isinstance(error, RequestError):
+                self.failed(error)
+            raise
+        return Response(self, connection)
+
+    async def _exchange(self, request: UpstreamRequest, head: bytes) -> Connection:
+        loop = asyncio.get_running_loop()
+        total_at = loop.time() + self._timeouts.total if self._timeouts.total else float("inf")
+        connection = self._take_idle()
+        if connection is not None:
+            try:
+                await self._attempt(connection, request, head, total_at)
+                return connection
+            except RequestError as error:
+                if not connection.unanswered or error.kind is not ErrorKind.ENGINE_ERROR:
+                    raise
+        connection = await self._connect(loop, total_at)
+        await self._attempt(connection, request, head, total_at)
+        return connection
+
+    async def _attempt(self, connection: Connection, request: UpstreamRequest, head: bytes, total_at: float) -> None:
+        try:
+            await connection.exchange(request.method, head, request.body, self._timeouts, total_at)
+        except BaseException:
+            connection.abort()
+            raise
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop, total_at: float) -> Connection:
+        address = self._address
+        seconds = min(self._timeouts.connect, max(total_at - loop.time(), 0))
+        secure = await self._tls_context() if address.scheme == "https" else None
+        try:
+            async with asyncio.timeout(seconds):
+                # A host name is resolved here, once, and only what came of it is dialled; literals need no resolver.
+                _, connection = await loop.create_connection(
+                    lambda: Connection(loop, self._buffer, address.origin, self._on_lost),
+                    address.host,
+                    address.port,
+                    ssl=secure,
+                    server_hostname=address.host if secure else None,
+                )
+        except (OSError, ssl.CertificateError) as error:
+            raise self._unreachable(error, seconds) from None
+        self._open.add(connection)
+        return connection
+
+    async def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:  # reads the system's certificates: not on the loop
+            self._tls = await asyncio.to_thread(ssl.create_default_context)
+        return self._tls
+
+    def _unreachable(self, error: Exception, seconds: float) -> RequestError:
+        origin = self.origin
+        if isinstance(error, TimeoutError):
+            return RequestError(ErrorKind.ENGINE_TIMEOUT, f"the engine at {origin} did not accept within {seconds:g} s")
+        if isinstance(error, ssl.SSLCertVerificationError):
+            reason = f"its certificate is not trusted: {error.verify_message}"
+            return RequestError(ErrorKind.ENGINE_ERROR, f"no TLS connection to the engine at {origin}; {reason}")
+        if isinstance(error, ssl.SSLError) or (self._tls is not None and isinstance(error, ConnectionResetError)):
+            return RequestError(ErrorKind.ENGINE_ERROR, f"no TLS connection to the engine at {origin}; is it https?")
+        if isinstance(error, OSError) and error.errno in _NO_SOCKET:
+            message = "FLM has no free socket for the engine; too many connections are open"
+            return RequestError(ErrorKind.OVERLOADED, message, headers=_RETRY_AFTER)
+        reason = "the connection was refused" if isinstance(error, ConnectionRefusedError) else str(error)
+        message = f"nothing answers at {origin} ({reason}); is the engine running?"
+        return RequestError(ErrorKind.ENGINE_UNAVAILABLE, message, headers=_RETRY_AFTER)
+
+    # --- for Response and Connection ---------------------------------------------------------------------------------
+
+    def failed(self, error: RequestError) -> None:
+        """Tell the owner, if the fault is the engine's."""
+        if self._on_failure is not None and error.kind not in (ErrorKind.OVERLOADED, ErrorKind.INVALID_REQUEST):
+            self._on_failure(error)
+
+    def give_back(self, connection: Connection) -> None:
+        """An exchange is over; keep the connection if it can be kept."""
+        self.in_flight -= 1
+        if self._closed or len(self._idle) >= IDLE_UPSTREAM_CONNECTIONS:
+            connection.abort()
+        elif connection.finish(self._idle_seconds):
+            self._idle.append(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """An exchange is broken off."""
+        self.in_flight -= 1
+        connection.abort()
+
+    def _on_lost(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    async def close(self, *, running: bool = False) -> None:
+        """Close idle connections and keep none from now on; running exchanges finish, or end now if `running`.
+
+        Returns when the closed ones are gone. A closed pool still sends: a request that began with it may finish.
+        """
+        self._closed = True
+        ending = list(self._open if running else self._idle)
+        self._idle.clear()
+        for connection in ending:
+            connection.abort()
+        for connection in ending:
+            await connection.lost
