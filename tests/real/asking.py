@@ -63,9 +63,8 @@ def _add_choice(streamed: Streamed, choice: Any) -> None:
         streamed.finish_reasons.append(choice.finish_reason)
 
 
-def gather(stream: Iterable[ChatCompletionChunk]) -> Streamed:
-    """Read a stream to its end; whatever the client raises on the way goes through."""
-    streamed = Streamed()
+def gather(stream: Iterable[ChatCompletionChunk], streamed: Streamed) -> Streamed:
+    """Read a stream to its end into `streamed`; whatever the client raises on the way goes through."""
     for chunk in stream:
         streamed.chunks += 1
         streamed.ids.add(chunk.id)
@@ -79,12 +78,12 @@ def gather(stream: Iterable[ChatCompletionChunk]) -> Streamed:
     return streamed
 
 
-def ask_streamed(client: openai.OpenAI, model: str, script: str | None = None, **more: Any) -> Streamed:
+def ask_streamed(client: openai.OpenAI, model: str, script: str | None = None, /, **more: Any) -> Streamed:
     """Ask for a stream and read it to its end."""
     with client.chat.completions.create(model=model, messages=messages(script), stream=True, **more) as stream:
-        return gather(stream)
+        return gather(stream, Streamed())
 
 
-def ask(client: openai.OpenAI, model: str, script: str | None = None, **more: Any) -> Any:
+def ask(client: openai.OpenAI, model: str, script: str | None = None, /, **more: Any) -> Any:
     """Ask for one whole answer."""
     return client.chat.completions.create(model=model, messages=messages(script), **more)

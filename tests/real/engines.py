@@ -32,7 +32,7 @@ PROBE_TIMEOUT_SECONDS = 2.0
 POLL_SECONDS = 0.02
 START_ATTEMPTS = 3
 """Another process may take the port between the kernel's choice and the engine's bind."""
-LOG_LINES_SHOWN = 40
+LOG_LINES_SHOWN = 20
 
 Answer = TypeVar("Answer")
 

@@ -71,13 +71,21 @@ class Installation:
 
     def client(self, key: str | None = None) -> openai.OpenAI:
         """An official client of this proxy that neither retries nor reads the user's settings; close it."""
-        return openai.OpenAI(
-            base_url=f"http://127.0.0.1:{self.port}/v1",
-            api_key=self.key if key is None else key,
-            max_retries=0,
-            timeout=CLIENT_TIMEOUT_SECONDS,
-            http_client=openai.DefaultHttpxClient(trust_env=False),
-        )
+        transport = openai.DefaultHttpxClient(trust_env=False)
+        return openai.OpenAI(**self._options(key), http_client=transport)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        """The same for asyncio."""
+        transport = openai.DefaultAsyncHttpxClient(trust_env=False)
+        return openai.AsyncOpenAI(**self._options(None), http_client=transport)
+
+    def _options(self, key: str | None) -> dict[str, Any]:
+        return {
+            "base_url": f"http://127.0.0.1:{self.port}/v1",
+            "api_key": self.key if key is None else key,
+            "max_retries": 0,
+            "timeout": CLIENT_TIMEOUT_SECONDS,
+        }
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of the daemon's log."""
