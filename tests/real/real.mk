@@ -1,12 +1,10 @@
-# The real engines: building them once, and the tests that need them. Included by the root Makefile, which gives PYTHON
-# (the environment's interpreter) and the target that prepares it.
-
-PYTHON ?= .venv/bin/python
+# The real engines: building them once, and the tests that need them. Included by the root Makefile, which gives BIN (the
+# environment's programs) and STAMP (the target that prepares it).
 
 .PHONY: engines test-real
 
-engines: ## Build the real engines for test-real (once, about ten minutes; kept in the user's cache folder)
-	$(PYTHON) -m tests.real.build
+engines: $(STAMP) ## build the real engines that test-real runs (once, ten minutes; kept in the user's cache folder)
+	@$(BIN)/python -m tests.real.build
 
-test-real: ## Run FLM end to end against the real engines
-	$(PYTHON) -m pytest tests/real -m real
+test-real: $(STAMP) ## FLM end to end against the real engines, with the official client
+	@$(BIN)/python -m pytest tests/real
