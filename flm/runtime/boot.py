@@ -1,0 +1,105 @@
+"""What one FLM process hands to the next: a JSON document in an unlinked file, passed as a descriptor.
+
+Nothing that a process needs to know stands in its arguments or environment, where others could read it; the only
+argument is the number of the descriptor. The same form carries a supervisor's state over exec.
+
+Knows the shapes and how to pass them; starts no process.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TypeVar
+
+import msgspec
+
+from flm.config import Value
+
+T = TypeVar("T")
+
+
+class WorkerBoot(msgspec.Struct, frozen=True):
+    """What a worker is started with; every `*_fd` is a descriptor it inherits.
+
+    `listening_fds`: sockets to serve, usually one. `shared_fd`, `keyring_fd`: mapped files. `cell`: its slot in the
+    shared memory. `control_fd`: its end of the socket pair. `life_fd`: reads end of file when the supervisor is gone.
+    """
+
+    listening_fds: list[int]
+    shared_fd: int
+    keyring_fd: int
+    control_fd: int
+    life_fd: int
+    log_fd: int
+    cell: int
+    slot: int
+    generation: int
+    pepper: str
+    header_timeout: float
+    connections: int
+    log_level: str
+
+
+class SupervisorBoot(msgspec.Struct, frozen=True):
+    """What a supervisor is started with. `flags`: settings given on the command line, which win over the database.
+
+    `report_fd`: where the outcome of the start is written; None in the foreground. `first_key`: shown in the report.
+    """
+
+    root: str
+    config: str
+    security: str
+    flags: dict[str, Value]
+    lock_fd: int
+    daemon: bool
+    report_fd: int | None = None
+    worker_module: str = "flm.runtime.worker"
+
+
+class WorkerState(msgspec.Struct, frozen=True):
+    """A living worker, as its supervisor passes it over exec. `deadline`: monotonic seconds, of a draining one."""
+
+    pid: int
+    slot: int
+    cell: int
+    generation: int
+    control_fd: int
+    listening_fds: list[int]
+    draining: bool
+    deadline: float | None
+
+
+class SupervisorState(msgspec.Struct, frozen=True):
+    """Everything that a supervisor passes to itself over exec; times are RFC 3339. `life_fds`: read end, write end."""
+
+    boot: SupervisorBoot
+    instance_id: str
+    started_at: str
+    generation: int
+    address: str
+    port: int
+    listening_fds: list[int]
+    shared_fd: int
+    keyring_fd: int
+    life_fds: tuple[int, int]
+    control_fd: int
+    log_fds: list[int]
+    own_log_fds: tuple[int, int]
+    workers: list[WorkerState]
+    reply_fd: int | None
+
+
+def pack(document: msgspec.Struct) -> int:
+    """The descriptor of an unlinked file that holds `document`; the caller passes it on and closes it."""
+    with tempfile.TemporaryFile() as file:
+        file.write(msgspec.json.encode(document))
+        file.flush()
+        file.seek(0)
+        return os.dup(file.fileno())
+
+
+def unpack(descriptor: int, shape: type[T]) -> T:
+    """Read what `pack` wrote, and close the descriptor. Raises msgspec.ValidationError for another shape."""
+    with open(descriptor, "rb") as file:
+        return msgspec.json.decode(file.read(), type=shape)

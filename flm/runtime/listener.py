@@ -1,0 +1,180 @@
+"""The ASGI server on an inherited listening socket, and how to take it off that socket without a client noticing.
+
+The only file that names the server besides its test: everything private that FLM uses of it is in here, and pinned by
+`tests/runtime/test_granian.py`. What the server does with hostile requests is written in docs/granian.md.
+
+Knows nothing of workers, snapshots or routes: it is handed a descriptor and an ASGI app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import granian.net
+from granian.constants import HTTPModes, Interfaces, TaskImpl
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from flm.config import MAX_HEADER_BYTES
+
+BACKLOG: Final = 4096  # connections the kernel holds while no worker accepts; capped by net.core.somaxconn
+PROBE_WAIT_SECONDS: Final = 0.05  # how long one probe may take before another is sent: a sibling may have got it
+_PROBES_AT_ONCE: Final = 8
+
+Scope = Mapping[str, Any]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class _Door:
+    """The app as the server sees it. While the worker starts, it notices the worker's own probe connections."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._probes: dict[str, asyncio.Event] = {}
+
+    def __call__(self, scope: Scope, receive: Any, send: Any) -> Awaitable[None]:
+        if self._probes:
+            arrived = self._probes.get(scope["client"][1])
+            if arrived is not None:
+                arrived.set()
+        return self._app(scope, receive, send)
+
+    @contextlib.contextmanager
+    def expecting(self, port: str, arrived: asyncio.Event) -> Any:
+        self._probes[port] = arrived
+        try:
+            yield
+        finally:
+            del self._probes[port]
+
+
+class Listener(Server):
+    """One embedded server on the listening socket `descriptor`, which the server takes over.
+
+    `header_timeout` (seconds) bounds a request's head and an idle keep-alive connection; `connections` is how many
+    are served at once, further ones wait in the kernel's queue. To be used on a running event loop.
+    """
+
+    def __init__(self, app: App, descriptor: int, *, header_timeout: float, connections: int) -> None:
+        self._door = _Door(app)
+        self._descriptor = descriptor
+        self._serving: asyncio.Task[None] | None = None
+        super().__init__(
+            self._door,
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            task_impl=TaskImpl.asyncio,
+            websockets=False,
+            backlog=BACKLOG,
+            backpressure=connections,
+            http1_settings=HTTP1Settings(
+                header_read_timeout=round(header_timeout * 1000), keep_alive=True, max_buffer_size=MAX_HEADER_BYTES
+            ),
+            log_enabled=False,  # it logs the text of exceptions; FLM's app lets none out
+        )
+
+    def _init_shared_socket(self) -> None:
+        """Private in the server: it would bind a socket of its own here. FLM's is bound by the supervisor."""
+        holder: Any = granian.net
+        takes_backlog = (BACKLOG,) if sys.platform.startswith("linux") else ()
+        descriptor: Any = self._descriptor
+        self._shd = holder.SocketHolder(descriptor, False, *takes_backlog)
+        self._sfd = descriptor
+
+    def start(self) -> None:
+        """Begin to accept. Returns before the first connection is accepted: see `answers`."""
+        self._serving = asyncio.get_running_loop().create_task(self.serve())
+
+    async def answers(self, timeout: float) -> None:
+        """Return once a connection made here was accepted by this very server and got an HTTP answer.
+
+        Another worker may share the socket, or the port with another socket, and take a probe: then the next one may
+        arrive. Raises TimeoutError.
+        """
+        address = _reachable(socket.socket(fileno=os.dup(self._descriptor)))
+        async with asyncio.timeout(timeout):
+            probes: set[asyncio.Task[bool]] = set()
+            try:
+                while True:
+                    if len(probes) < _PROBES_AT_ONCE:
+                        probes.add(asyncio.create_task(self._probe(address, timeout)))
+                    done, probes = await asyncio.wait(
+                        probes, timeout=PROBE_WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if any(probe.result() for probe in done):
+                        return
+            finally:
+                for probe in probes:
+                    probe.cancel()
+                await asyncio.gather(*probes, return_exceptions=True)
+
+    async def _probe(self, address: tuple[str, int], timeout: float) -> bool:
+        """True if this server accepted the probe and answered it; False if another did or nobody was there."""
+        connection = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        with connection:
+            connection.setblocking(False)
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.sock_connect(connection, address)
+                arrived = asyncio.Event()
+                with self._door.expecting(str(connection.getsockname()[1]), arrived):
+                    await loop.sock_sendall(connection, _HEALTH_REQUEST)
+                    answer = await loop.sock_recv(connection, 4096)
+            except OSError:
+                return False
+            return arrived.is_set() and answer.startswith(b"HTTP/1.1 200")
+
+    def retire(self) -> None:
+        """Stop accepting, for good, without touching what is accepted already or what waits in the socket's queue.
+
+        An idle listening socket takes the descriptor's place, so the accept loop finds nothing there, while the
+        successor's copy of the socket goes on.
+        """
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as idle:
+            idle.bind(("127.0.0.1", 0))
+            idle.listen(0)
+            idle.setblocking(False)
+            os.dup2(idle.fileno(), self._descriptor, inheritable=False)
+
+    async def finish(self) -> None:
+        """Stop accepting, close idle connections, wait for running requests without limit: bound it from outside."""
+        if self._serving is None:
+            return
+        self.stop()  # type: ignore[no-untyped-call]  # the server's methods have no annotations
+        await self._serving
+
+
+_HEALTH_REQUEST: Final = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def _reachable(listening: socket.socket) -> tuple[str, int]:
+    """An address under which a listening socket can be reached from this machine."""
+    with listening:
+        host, port = listening.getsockname()[:2]
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104 - compared with, not bound to
+
+
+def cut(client: tuple[str, str]) -> bool:
+    """Shut down the connection of this process whose peer is `client` (address and port, as in an ASGI scope).
+
+    The only way to free a connection whose client reads a byte now and then: the server has no such call. True if it
+    was found. Looks at every descriptor of the process: some milliseconds for ten thousand, so for rare events.
+    """
+    host, port = client
+    for name in os.listdir("/dev/fd"):
+        try:
+            connection = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue  # closed meanwhile, or no socket
+        with connection, contextlib.suppress(OSError):
+            peer = connection.getpeername()
+            if len(peer) >= 2 and peer[0] == host and str(peer[1]) == port:
+                connection.shutdown(socket.SHUT_RDWR)
+                return True
+    return False

@@ -1,0 +1,103 @@
+"""One process's log: JSON lines written to a pipe that the supervisor drains, never waiting for a reader.
+
+When the pipe is full a line is dropped and counted, for a request must not wait for a disk. A line that only half
+fitted is finished first, so that the reader never sees two lines mixed.
+
+Knows no file and no other process. Not thread-safe but for `write`, which takes a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+LONGEST_LINE: Final = 16_384  # a line longer than this says nothing more; the pipe holds 65,536 bytes
+LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+_encoder = msgspec.json.Encoder()
+
+
+class LogLines:
+    """The writing end. `dropped(n)` is called with the number of lines just lost."""
+
+    def __init__(self, descriptor: int, dropped: Callable[[int], None]) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._dropped = dropped
+        self._rest = b""
+        self._lock = threading.Lock()
+
+    def write(self, line: bytes) -> None:
+        """Write one line, given without its line end."""
+        with self._lock:
+            if not self._flush_rest():
+                self._dropped(1)
+                return
+            data = line[:LONGEST_LINE] + b"\n"
+            self._rest = data[self._write(data) :]
+            if len(self._rest) == len(data):
+                self._rest = b""
+                self._dropped(1)
+
+    def _flush_rest(self) -> bool:
+        if self._rest:
+            self._rest = self._rest[self._write(self._rest) :]
+        return not self._rest
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except (BlockingIOError, BrokenPipeError):
+            return 0
+
+
+class JsonHandler(logging.Handler):
+    """Turns records of `logging` into the same JSON lines as a request's. Exceptions are named, with their place."""
+
+    def __init__(self, lines: LogLines, process: str) -> None:
+        super().__init__()
+        self._lines = lines
+        self._process = process
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.write(render(record, self._process))
+        except Exception:
+            self.handleError(record)
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    timestamp: str
+    level: str
+    process: str
+    logger: str
+    message: str
+    error: str | None = None
+
+
+def timestamp(seconds: float) -> str:
+    """Unix seconds as RFC 3339 UTC with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def render(record: logging.LogRecord, process: str) -> bytes:
+    """A record as one line of JSON."""
+    error = None
+    if record.exc_info and record.exc_info[1] is not None:
+        error = logging.Formatter().formatException(record.exc_info)
+    level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
+    return _encoder.encode(_Line(timestamp(record.created), level, process, record.name, record.getMessage(), error))
+
+
+def install(lines: LogLines, process: str, level: str) -> None:
+    """Send everything this process logs to `lines`, from `level` on."""
+    root = logging.getLogger()
+    root.handlers[:] = [JsonHandler(lines, process)]
+    root.setLevel(LEVELS[level])
+    logging.captureWarnings(True)

@@ -1,0 +1,48 @@
+"""The mapped files that the supervisor writes and its workers read: the shared memory and the keyring.
+
+Made anew at each start, kept over exec as long as their layout is this version's. Knows nothing of what is published.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, Self
+
+from flm._native import Keyring, NativeError, Shared
+
+CELLS: Final = 1024  # worker processes at once, draining ones included: what the layout allows, 320 bytes each
+SNAPSHOT_BYTES: Final = 1 << 26  # engines with thousands of models; sparse, so unused room costs nothing
+FEWEST_KEYS: Final = 16_384  # 8 MiB of disk; a table has room for several times the keys there are
+
+
+class Memory:
+    """Both files, open and mapped, with their descriptors for the workers to inherit."""
+
+    def __init__(self, shared: Shared, keyring: Keyring, shared_fd: int, keyring_fd: int) -> None:
+        self.shared = shared
+        self.keyring = keyring
+        self.shared_fd = shared_fd
+        self.keyring_fd = keyring_fd
+
+    @classmethod
+    def create(cls, run: Path, keys: int) -> Self:
+        """New files in the runtime folder, with room for several times `keys` keys. Raises OSError, NativeError."""
+        shared_fd, keyring_fd = _new_file(run / "shared"), _new_file(run / "keyring")
+        capacity = max(FEWEST_KEYS, 4 * keys)
+        return cls(
+            Shared.create(shared_fd, CELLS, SNAPSHOT_BYTES), Keyring.create(keyring_fd, capacity), shared_fd, keyring_fd
+        )
+
+    @classmethod
+    def adopt(cls, shared_fd: int, keyring_fd: int) -> Self | None:
+        """The files of this process before it exec'd, or None if their layout is another version's."""
+        try:
+            return cls(Shared.attach(shared_fd), Keyring.open_writer(keyring_fd), shared_fd, keyring_fd)
+        except NativeError:
+            return None
+
+
+def _new_file(path: Path) -> int:
+    path.unlink(missing_ok=True)  # of a proxy that is gone: its workers, if any are left, keep what they mapped
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
