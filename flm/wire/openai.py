@@ -40,6 +40,8 @@ def peek(body: bytes) -> Peek:
     `stream_options`; INVALID_MODEL (param `model`) for a missing, empty or non-string `model`.
     """
     try:
+        if not body.isascii():
+            body.decode()  # a value that is only copied is not checked by the JSON decoder
         fields = _fields.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(ErrorKind.INVALID_REQUEST, f"the request body is not a JSON object: {error}") from None

@@ -1,0 +1,194 @@
+"""llama.cpp's `llama-server`, single model or router.
+
+Facts: ENGINES part 2 (b10454 and later) and the recordings in tests/golden/engines. It speaks OpenAI's format, so it
+is passed through; what it lacks is a `tool_choice` that names a function: it reads any object as `auto`, so FLM turns
+the object into `required` with that one tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from flm.engines.base import Answer, Identifying, Identity, Listing, Probe, Verdict
+from flm.engines.passthrough import PassThrough
+from flm.engines.places import dialled, executables
+from flm.engines.probing import (
+    MAX_MODELS,
+    RECOGNISED,
+    body_of,
+    dismissed,
+    foreign,
+    listed,
+    server,
+    shaped,
+)
+from flm.snapshot import Model
+from flm.wire.chat import ChatParameters, invalid, named_tool, tool_name
+
+# 9931 is announced as a later default port (LCP#26508).
+DEFAULT_PORTS = (8080, 9931)
+
+
+class _Health(msgspec.Struct, frozen=True):
+    status: str
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    type: str
+
+
+class _Error(msgspec.Struct, frozen=True):
+    error: _Problem
+
+
+class _Generation(msgspec.Struct, frozen=True):
+    n_ctx: int | None = None
+
+
+class _Properties(msgspec.Struct, frozen=True):
+    build_info: str
+    default_generation_settings: _Generation = _Generation()
+    modalities: dict[str, bool] = {}
+    chat_template_caps: dict[str, Any] = {}
+
+
+class _Meta(msgspec.Struct, frozen=True):
+    n_ctx: int | None = None
+    n_ctx_train: int | None = None
+
+
+class _State(msgspec.Struct, frozen=True):
+    value: str
+
+
+class _Architecture(msgspec.Struct, frozen=True):
+    input_modalities: list[str] = []
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    id: str
+    created: int | None = None
+    aliases: list[str] | None = None
+    meta: _Meta | None = None
+    status: _State | None = None
+    architecture: _Architecture | None = None
+
+
+class _Models(msgspec.Struct, frozen=True):
+    data: list[_Entry]
+
+
+_health = msgspec.json.Decoder(_Health)
+_error = msgspec.json.Decoder(_Error)
+_properties = msgspec.json.Decoder(_Properties)
+_models = msgspec.json.Decoder(_Models)
+
+
+class LlamaCpp(PassThrough):
+    kind = "llamacpp"
+    label = "llama.cpp"
+    idle_seconds = 4.0  # cpp-httplib's keep-alive timeout is 5 s
+
+    def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+        """The defaults, and what LLAMA_ARG_HOST, LLAMA_ARG_PORT and LLAMA_ARG_API_PREFIX say in front of them."""
+        prefix = environment.get("LLAMA_ARG_API_PREFIX", "").strip().rstrip("/")
+        if prefix and not prefix.startswith("/"):
+            prefix = "/" + prefix
+        ports = [str(port) for port in DEFAULT_PORTS]
+        own = environment.get("LLAMA_ARG_PORT", "").strip()
+        if own.isascii() and own.isdigit() and 0 < int(own) < 65_536:
+            ports.insert(0, str(int(own)))
+        named = [host.strip() for host in environment.get("LLAMA_ARG_HOST", "").split(",")]
+        hosts = [host for host in named if host and not host.endswith(".sock")] or ["127.0.0.1"]
+        return tuple(
+            dict.fromkeys(f"http://{dialled(host.strip('[]'))}:{port}{prefix}" for host in hosts for port in ports)
+        )
+
+    def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
+        folders = {
+            "linux": ("/usr/local/bin", "/usr/bin", "/home/linuxbrew/.linuxbrew/bin", f"{home}/.nix-profile/bin"),
+            "darwin": ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin", f"{home}/.nix-profile/bin"),
+            "win32": (environment.get("LOCALAPPDATA", "") + "\\Microsoft\\WinGet\\Links",),
+        }
+        return executables("llama-server", system, environment, folders.get(system, ()))
+
+    def identify(self) -> Identifying:
+        """`/health`, then `/props`. The header `Server: llama.cpp` stands on every answer of newer builds."""
+        health = yield Probe("/health")
+        out = dismissed(health)
+        if out is not None:
+            return out
+        marked = server(health) == b"llama.cpp"
+        if health.status in (429, 503):
+            return _busy(health, marked)
+        if shaped(health, _health) is None:
+            return foreign(f"/health answered {health.status}, not the status of a llama-server")
+        properties = yield Probe("/props")
+        found = shaped(properties, _properties)
+        if found is not None:
+            return Identity(RECOGNISED, version=found.build_info)
+        if marked:  # /props wants the key, is off, or came too late; the mark is enough
+            return Identity(RECOGNISED)
+        return foreign("/props does not have the shape of a llama-server's")
+
+    def models(self) -> Listing:
+        found = listed((yield Probe("/v1/models")), _models, "/v1/models")
+        if any(entry.status is not None for entry in found.data):  # a router: each model has a process of its own
+            return tuple(_routed(entry) for entry in found.data[:MAX_MODELS])
+        properties = shaped((yield Probe("/props")), _properties)
+        return tuple(_served(entry, properties) for entry in found.data[:MAX_MODELS])
+
+    def adapt(self, chat: ChatParameters, replaced: dict[str, Any]) -> None:
+        if isinstance(chat.tool_choice, dict):
+            name = named_tool(chat.tool_choice)
+            tools = [tool for tool in chat.tools or () if tool_name(tool) == name]
+            if not tools:
+                raise invalid(f"`tool_choice` names {name!r}, which is not among `tools`", "tool_choice")
+            replaced["tools"] = tools[:1]
+            replaced["tool_choice"] = "required"
+
+
+def _busy(health: Answer, marked: bool) -> Identity:
+    """While a model loads every path answers 503 `unavailable_error`."""
+    error = body_of(health, _error)
+    if error is not None and (marked or error.error.type == "unavailable_error"):
+        return Identity(Verdict.BUSY, detail="it is loading its model")
+    return foreign(f"/health answered {health.status}, not in the way of a llama-server")
+
+
+def _served(entry: _Entry, properties: _Properties | None) -> Model:
+    meta = entry.meta or _Meta()
+    capabilities: tuple[str, ...] = ()
+    if properties is not None:
+        seen = tuple(kind for kind in ("vision", "audio", "video") if properties.modalities.get(kind))
+        tools = ("tools",) if properties.chat_template_caps.get("supports_tools") else ()
+        capabilities = ("completion", *tools, *seen)
+    slot = properties.default_generation_settings.n_ctx if properties is not None else None
+    return Model(
+        entry.id,
+        context_length=slot or meta.n_ctx,
+        trained_context_length=meta.n_ctx_train,
+        loaded=True,
+        capabilities=capabilities,
+        created=entry.created or 0,
+    )
+
+
+def _routed(entry: _Entry) -> Model:
+    meta = entry.meta or _Meta()
+    kinds = entry.architecture.input_modalities if entry.architecture is not None else []
+    seen = tuple(name for kind, name in (("image", "vision"), ("audio", "audio"), ("video", "video")) if kind in kinds)
+    return Model(
+        entry.id,
+        context_length=meta.n_ctx,
+        trained_context_length=meta.n_ctx_train,
+        loaded=entry.status is not None and entry.status.value == "loaded",
+        capabilities=("completion", *seen) if kinds else (),
+        created=entry.created or 0,
+    )
+
+
+DIALECT = LlamaCpp()

@@ -1,0 +1,37 @@
+"""Where an engine may be installed or listen, as pure functions of a system's name and an environment.
+
+Does not look at any disk or network, nor know what is there: it lists the candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+_UNSPECIFIED = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, so that it is not dialled
+
+
+def executables(name: str, system: str, environment: Mapping[str, str], folders: Sequence[str]) -> tuple[str, ...]:
+    """Absolute paths of `name` in the entries of PATH, then in `folders`; relative entries of PATH are left out.
+
+    `system` is `linux`, `darwin` or `win32`.
+    """
+    windows = system == "win32"
+    file = f"{name}.exe" if windows else name
+    entries = environment.get("PATH", "").split(";" if windows else ":")
+    slash = "\\" if windows else "/"
+    found = [
+        entry.rstrip(slash) + slash + file for entry in [*entries, *folders] if is_absolute(entry.strip('"'), windows)
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def is_absolute(path: str, windows: bool) -> bool:
+    if windows:
+        return path[1:3] in (":\\", ":/") or path.startswith("\\\\")
+    return path.startswith("/")
+
+
+def dialled(host: str) -> str:
+    """`host` as one can connect to it: an address that means every interface becomes loopback, IPv6 gets brackets."""
+    host = _UNSPECIFIED.get(host, host)
+    return f"[{host}]" if ":" in host else host
