@@ -222,8 +222,8 @@ def _build_all(folder: Path) -> int:
     return 0
 
 
-def _terminated(_number: int, _frame: object) -> None:
-    raise SystemExit(143)
+def _terminated(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def main() -> int:
@@ -236,7 +236,8 @@ def main() -> int:
         for part in _parts():
             print(f"{part.name}: {part.folder} {'(built)' if locations.is_built(part.folder) else '(not built)'}")
         return 0
-    signal.signal(signal.SIGTERM, _terminated)  # so that the compilers end and the scratch folder goes
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminated)  # so that the compilers end and the scratch folder goes
     os.nice(10)
     folder = locations.engines_dir()
     folder.mkdir(parents=True, exist_ok=True)
