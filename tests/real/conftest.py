@@ -55,6 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.real)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Without the engines every test here would fail: say once what is missing, and fail."""
+    wanted = any(HERE in item.path.parents for item in session.items) and not session.config.option.collectonly
+    if wanted and (absent := locations.absent()):
+        lines = [f"  {name} ({folder})" for name, folder in absent.items()]
+        text = "\n".join(["These engines are not built:", *lines, "Run `make engines` first (once, ten minutes)."])
+        pytest.exit(text, returncode=pytest.ExitCode.TESTS_FAILED)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the end of the engine's and of FLM's log beside a failure."""

@@ -125,12 +125,6 @@ class Engine:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
 
 
-def _program(part: Path, name: str) -> Path:
-    if not locations.is_built(part):
-        raise EngineStartError(f"{name} is not built ({part} is absent or unfinished): run `make engines`")
-    return part / "bin" / name
-
-
 def _environment(home: Path, **more: str) -> dict[str, str]:
     """Nothing of the user's settings but where programs and the scratch folder are."""
     kept = {name: os.environ[name] for name in ("PATH", "TMPDIR", "LANG") if name in os.environ}
@@ -163,7 +157,10 @@ def _launch(
 
 def _start(command: list[str], environment: dict[str, str], ready: str, log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        except OSError as error:
+            raise EngineStartError(f"cannot start {command[0]}: {error}; is it built (`make engines`)?") from error
     try:
         wait_until(lambda: _answers(ready), START_DEADLINE_SECONDS, f"200 from {ready}", process=process)
     except BaseException:
@@ -184,9 +181,9 @@ def _answers(url: str) -> bool:
 def llama_server(folder: Path, *, model: str, arguments: tuple[str, ...]) -> Iterator[Engine]:
     """A llama-server with one model file of the scripted part; its log stands in `folder`.
 
-    Raises EngineStartError when it is not built or does not start.
+    Raises EngineStartError when it does not start.
     """
-    program = _program(locations.llama_server_dir(), "llama-server")
+    program = locations.llama_server_dir() / "bin" / "llama-server"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "engine.log"
     fixed = ["-m", str(locations.scripted_dir() / model), "--host", "127.0.0.1", "--threads", "1", "--offline"]
@@ -206,9 +203,9 @@ def llama_server(folder: Path, *, model: str, arguments: tuple[str, ...]) -> Ite
 def ollama(folder: Path, version: str, **settings: str) -> Iterator[Engine]:
     """An Ollama of that version with every scripted model created; home, models and log stand in `folder`.
 
-    `settings` are added to its environment. Raises EngineStartError when it is not built or does not start.
+    `settings` are added to its environment. Raises EngineStartError when it does not start.
     """
-    program = _program(locations.ollama_dir(version), "ollama")
+    program = locations.ollama_dir(version) / "bin" / "ollama"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "engine.log"
 

@@ -67,6 +67,17 @@ def scripted_dir() -> Path:
     return engines_dir() / f"scripted-{digest}"
 
 
+def absent() -> dict[str, Path]:
+    """What is not built: name for people -> the folder where it would be."""
+    parts = {
+        "the scripted models": scripted_dir(),
+        "llama-server": llama_server_dir(),
+        f"Ollama {OLLAMA_OLD}": ollama_dir(OLLAMA_OLD),
+        f"Ollama {OLLAMA_NEW}": ollama_dir(OLLAMA_NEW),
+    }
+    return {name: folder for name, folder in parts.items() if not is_built(folder)}
+
+
 def is_built(part: Path) -> bool:
     """Whether that folder is a finished build."""
     return (part / STAMP).is_file()
