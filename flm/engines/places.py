@@ -17,11 +17,9 @@ def executables(name: str, system: str, environment: Mapping[str, str], folders:
     """
     windows = system == "win32"
     file = f"{name}.exe" if windows else name
-    entries = environment.get("PATH", "").split(";" if windows else ":")
+    entries = [entry.strip('"') for entry in environment.get("PATH", "").split(";" if windows else ":")]
     slash = "\\" if windows else "/"
-    found = [
-        entry.rstrip(slash) + slash + file for entry in [*entries, *folders] if is_absolute(entry.strip('"'), windows)
-    ]
+    found = [entry.rstrip(slash) + slash + file for entry in [*entries, *folders] if is_absolute(entry, windows)]
     return tuple(dict.fromkeys(found))
 
 

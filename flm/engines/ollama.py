@@ -1,0 +1,257 @@
+"""Ollama, by its native API: how it is found, what it lists, and which translation a request takes.
+
+Facts: ENGINES part 1 and the recordings in tests/golden/engines (0.11.4, 0.24.0, 0.34.4). The native API is used
+because Ollama's own OpenAI layer loses errors, tool choices and several parameters (ENGINES §1.8). Models that run on
+Ollama's cloud are not listed: FLM serves what runs here.
+
+Does not know the formats of requests and answers: see `ollama_request` and `ollama_answer`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import re
+from collections.abc import Generator, Mapping
+from typing import Final
+
+import msgspec
+
+from flm.engines import ollama_request
+from flm.engines.base import Answer, Call, Endpoint, Identifying, Identity, Listing, Probe, Translation, Verdict
+from flm.engines.ollama_answer import ChatAnswer, ChatStream, EmbeddingAnswer
+from flm.engines.places import dialled, executables
+from flm.engines.probing import MAX_MODELS, RECOGNISED, body_of, dismissed, foreign, listed, server, shaped
+from flm.snapshot import Model
+
+MAX_SHOWN: Final = 64  # models asked about one by one, on versions whose list does not say enough
+DEFAULT_PORT: Final = "11434"
+
+
+class _Version(msgspec.Struct, frozen=True):
+    version: str
+
+
+class _Error(msgspec.Struct, frozen=True):
+    error: str
+
+
+class _Details(msgspec.Struct, frozen=True):
+    context_length: int | None = None
+
+
+class _Tag(msgspec.Struct, frozen=True):
+    name: str
+    digest: str
+    modified_at: str = ""
+    details: _Details | None = None
+    capabilities: list[str] | None = None
+    remote_model: str | None = None
+    remote_host: str | None = None
+
+
+class _Tags(msgspec.Struct, frozen=True):
+    models: list[_Tag] | None
+
+
+class _Loaded(msgspec.Struct, frozen=True):
+    name: str
+    context_length: int | None = None
+
+
+class _Running(msgspec.Struct, frozen=True):
+    models: list[_Loaded] | None
+
+
+class _Shown(msgspec.Struct, frozen=True):
+    capabilities: list[str] | None = None
+    model_info: dict[str, msgspec.Raw] | None = None
+    parameters: str | None = None
+
+
+_version = msgspec.json.Decoder(_Version)
+_error = msgspec.json.Decoder(_Error)
+_tags = msgspec.json.Decoder(_Tags)
+_running = msgspec.json.Decoder(_Running)
+_shown = msgspec.json.Decoder(_Shown)
+_NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,9})\s*$", re.MULTILINE)
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+class Ollama:
+    kind = "ollama"
+    label = "Ollama"
+    idle_seconds = 60.0  # seen alive beyond that; the server has no idle timeout of its own
+
+    def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+        """What OLLAMA_HOST says, then the default: a service and a shell need not share an environment."""
+        named = environment.get("OLLAMA_HOST")
+        own = (own_address(named),) if named else ()
+        found = [url for url in (*own, f"http://127.0.0.1:{DEFAULT_PORT}") if url is not None]
+        return tuple(dict.fromkeys(found))
+
+    def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
+        folders = {
+            "linux": ("/usr/local/bin", "/usr/bin", "/bin"),
+            "darwin": ("/Applications/Ollama.app/Contents/Resources", "/usr/local/bin", "/opt/homebrew/bin"),
+            "win32": (environment.get("LOCALAPPDATA", "") + "\\Programs\\Ollama",),
+        }
+        return executables("ollama", system, environment, folders.get(system, ()))
+
+    def identify(self) -> Identifying:
+        """`/api/version`, which others have too, then `/` or the model list, which only Ollama has like this."""
+        answer = yield Probe("/api/version")
+        out = dismissed(answer)
+        if out is not None:
+            return out
+        if answer.status in (429, 503) and body_of(answer, _error) is not None:
+            return Identity(Verdict.BUSY, detail=f"/api/version answered {answer.status}")
+        found = shaped(answer, _version)
+        if found is None or server(answer) == b"llama.cpp":
+            return foreign(f"/api/version answered {answer.status} without a version")
+        root = yield Probe("/")
+        if root.status == 200 and root.body.startswith(b"Ollama is running"):
+            return Identity(RECOGNISED, version=found.version)
+        if shaped((yield Probe("/api/tags")), _tags) is not None:
+            return Identity(RECOGNISED, version=found.version)
+        return foreign("it has a version but no model list like Ollama's")
+
+    def models(self) -> Listing:
+        tags = listed((yield Probe("/api/tags")), _tags, "/api/tags").models or []
+        running = shaped((yield Probe("/api/ps")), _running)
+        loaded = None if running is None else {entry.name: entry for entry in running.models or []}
+        local = [tag for tag in tags if not is_cloud(tag.name, tag.remote_model, tag.remote_host)][:MAX_MODELS]
+        shown = yield from _show([tag.name for tag in local if not _says_enough(tag)])
+        return tuple(_model(tag, shown.get(tag.name), loaded) for tag in local)
+
+    def begin(self, call: Call) -> Translation:
+        if call.endpoint is Endpoint.EMBEDDINGS:
+            request, wanted = ollama_request.embed(call)
+            count = 1 if isinstance(wanted.input, str) else len(wanted.input)
+            return EmbeddingAnswer(request, call, count=count, base64=wanted.encoding_format == "base64")
+        request, changes = ollama_request.chat(call)
+        if call.peek.stream:
+            return ChatStream(request, changes, call)
+        return ChatAnswer(request, changes, call)
+
+
+def _says_enough(tag: _Tag) -> bool:
+    return tag.capabilities is not None and tag.details is not None and tag.details.context_length is not None
+
+
+def _show(names: list[str]) -> Generator[Probe, Answer, dict[str, _Shown]]:
+    """What `/api/show` says about each model; asking ends when it is not answered in time."""
+    found = {}
+    for name in names[:MAX_SHOWN]:
+        answer = yield Probe("/api/show", "POST", msgspec.json.encode({"model": name}))
+        if answer.status == 0:
+            break
+        shown = shaped(answer, _shown)
+        if shown is not None:
+            found[name] = shown
+    return found
+
+
+def _model(tag: _Tag, shown: _Shown | None, loaded: Mapping[str, _Loaded] | None) -> Model:
+    running = loaded.get(tag.name) if loaded is not None else None
+    trained = tag.details.context_length if tag.details is not None else None
+    capabilities = tag.capabilities
+    asked_for = None
+    if shown is not None:
+        capabilities = capabilities if capabilities is not None else shown.capabilities
+        trained = trained or _trained(shown)
+        match = _NUM_CTX.search(shown.parameters or "")
+        asked_for = int(match[1]) if match else None
+    return Model(
+        tag.name,
+        # The window in force is known while the model is loaded; before, only if its Modelfile sets it.
+        context_length=(running.context_length if running is not None else None) or asked_for,
+        trained_context_length=trained,
+        loaded=None if loaded is None else running is not None,
+        capabilities=tuple(capabilities or ()),
+        created=_seconds(tag.modified_at),
+    )
+
+
+def _trained(shown: _Shown) -> int | None:
+    """`<architecture>.context_length` of the flat GGUF keys."""
+    info = shown.model_info or {}
+    try:
+        architecture = msgspec.json.decode(info["general.architecture"], type=str)
+        return msgspec.json.decode(info[f"{architecture}.context_length"], type=int)
+    except (KeyError, msgspec.DecodeError):
+        return None
+
+
+def _seconds(time: str) -> int:
+    """An RFC 3339 time as Unix seconds; 0 if it is none."""
+    match = _TIME.fullmatch(time)
+    if match is None:
+        return 0
+    try:
+        return max(0, int(datetime.datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).timestamp()))
+    except ValueError:
+        return 0
+
+
+def is_cloud(name: str, remote_model: str | None = None, remote_host: str | None = None) -> bool:
+    """Whether a model runs on Ollama's cloud: its tag is `cloud` or ends in `-cloud`, or it names a remote host."""
+    tag = name.rpartition(":")[2] if ":" in name else ""
+    return bool(remote_model or remote_host) or tag == "cloud" or name.endswith("-cloud")
+
+
+class HostParts(msgspec.Struct, frozen=True):
+    """OLLAMA_HOST taken apart. An empty `host` means every interface."""
+
+    scheme: str
+    host: str
+    port: str
+    path: str
+
+
+def parse_host(value: str) -> HostParts:
+    """OLLAMA_HOST as Ollama itself reads it, for its server and its CLI alike (ENGINES §1.2)."""
+    text = value.strip().strip("\"'").strip()
+    scheme, mark, rest = text.partition("://")
+    default = DEFAULT_PORT
+    if not mark:
+        scheme, rest = ("https", "ollama.com:443") if text == "ollama.com" else ("http", text)
+    elif scheme in ("http", "https"):
+        default = "80" if scheme == "http" else "443"
+    hostport, _, path = rest.partition("/")
+    host, port = _split(hostport)
+    if port is None:
+        host, port = _bare_host(hostport), default
+    digits = port.removeprefix("+")  # Go's ParseInt takes a sign
+    known = digits.isascii() and digits.isdigit() and int(digits) <= 65_535
+    return HostParts(scheme, host, digits if known else default, path)
+
+
+def _split(hostport: str) -> tuple[str, str | None]:
+    """Host and port; a port of None where there is none that could be told apart."""
+    if hostport.startswith("["):
+        host, bracket, rest = hostport[1:].partition("]")
+        return (host, rest[1:]) if bracket and rest.startswith(":") else (hostport, None)
+    host, colon, port = hostport.rpartition(":")
+    if not colon or ":" in host or "]" in hostport or "[" in hostport:
+        return hostport, None
+    return host, port
+
+
+def _bare_host(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        return text or "127.0.0.1"
+
+
+def own_address(value: str) -> str | None:
+    """The URL to reach the Ollama that OLLAMA_HOST describes; None for its cloud or a scheme FLM does not speak."""
+    parts = parse_host(value)
+    if parts.scheme not in ("http", "https") or parts.host == "ollama.com":
+        return None
+    path = "/" + parts.path.strip("/") if parts.path.strip("/") else ""
+    return f"{parts.scheme}://{dialled(parts.host)}:{int(parts.port)}{path}"
+
+
+DIALECT = Ollama()

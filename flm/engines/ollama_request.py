@@ -1,0 +1,376 @@
+"""A chat or embedding request in the words of Ollama's native API.
+
+The table is ENGINES §6.1. Decisions it leaves open: sampling parameters the caller left out stay out, so that the
+model's own defaults hold; `truncate` is not sent either, so Ollama goes on dropping the oldest messages of a long
+conversation; a `tool_choice` that cannot be enforced is best effort with a warning (`required` as `auto`, a named
+function by offering only that one). Texts, schemas and tools are copied, not decoded.
+
+Does not know how the answer is translated (`ollama_answer`) nor how an Ollama is found (`ollama`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from flm.engines.base import Call, Change, UpstreamRequest
+from flm.engines.requests import (
+    check_modalities,
+    check_response_format,
+    check_tool_choice,
+    clamped_temperature,
+)
+from flm.errors import ErrorKind, RequestError
+from flm.wire.chat import (
+    QUOTE,
+    ChatParameters,
+    Message,
+    Part,
+    Tool,
+    content_parts,
+    decoded,
+    first_byte,
+    invalid,
+    named_tool,
+    parameters,
+    tool_name,
+)
+from flm.wire.embeddings import EmbeddingParameters, input_kind
+
+Raw = msgspec.Raw
+LOGPROBS_SINCE: Final = (0, 12, 11)
+MAX_EFFORT_SINCE: Final = (0, 22, 0)
+LEVELS_SINCE: Final = (0, 12, 0)  # before, a level was refused for every model but one family
+THINKS_BY_ITSELF_SINCE: Final = (0, 12, 0)  # before, a silent request left the thoughts in the text, with their tags
+
+_ROLES: Final = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+_EFFORTS: Final[dict[str, bool | str]] = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "max",
+    "max": "max",
+}
+# What would change the answer and has no counterpart; what would not (`user`, `metadata`, `store`, …) goes silently.
+_NO_COUNTERPART: Final = (
+    "logit_bias",
+    "functions",
+    "function_call",
+    "audio",
+    "prediction",
+    "web_search_options",
+)
+_EMPTY: Final = frozenset({b"null", b"{}", b"[]"})
+
+
+class NativeParameters(ChatParameters, frozen=True, kw_only=True):
+    """A chat request with the extra fields that Ollama's users write into it."""
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    num_ctx: int | None = None
+    keep_alive: str | int | float | None = None
+
+
+class _GivenFunction(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str = ""
+
+
+class _GivenCall(msgspec.Struct, frozen=True):
+    function: _GivenFunction
+    id: str | None = None
+    type: str = "function"
+
+
+class _Schema(msgspec.Struct, frozen=True):
+    schema: Raw
+
+
+class _ImageUrl(msgspec.Struct, frozen=True):
+    url: str
+
+
+class _Function(msgspec.Struct, frozen=True):
+    name: str
+    arguments: Raw
+
+
+class _Call(msgspec.Struct, frozen=True, omit_defaults=True):
+    function: _Function
+    id: str | None = None
+
+
+class _NativeMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    role: str
+    content: Raw
+    thinking: str | None = None
+    images: list[str] | None = None
+    tool_calls: list[_Call] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class _Options(msgspec.Struct, frozen=True, omit_defaults=True):
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    num_predict: int | None = None
+    num_ctx: int | None = None
+    stop: tuple[str, ...] | None = None
+
+
+class _ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    model: str
+    messages: list[_NativeMessage]
+    stream: bool
+    tools: tuple[Tool, ...] | None = None
+    format: Raw | None = None
+    options: _Options | None = None
+    keep_alive: str | int | float | None = None
+    think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class _EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    model: str
+    input: Raw
+    dimensions: int | None = None
+
+
+_NUMBERS = re.compile(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?")
+_encoder = msgspec.json.Encoder()
+_calls = msgspec.json.Decoder(tuple[_GivenCall, ...] | None)
+_object = msgspec.json.Decoder(dict[str, Raw])
+_schema = msgspec.json.Decoder(_Schema)
+_image_url = msgspec.json.Decoder(_ImageUrl)
+_text = msgspec.json.Decoder(str)
+
+
+def chat(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...]]:
+    """`/api/chat` for this call, and what could not be passed on. Raises RequestError."""
+    wanted = parameters(call.peek.fields, NativeParameters)
+    check_tool_choice(wanted)
+    check_response_format(wanted, ("text", "json_object", "json_schema"))
+    check_modalities(call, wanted)
+    changes = _dropped(call.peek.fields, wanted)
+    logprobs = _logprobs(wanted, call.engine_version, changes)
+    request = _ChatRequest(
+        call.model,
+        _messages(wanted.messages),
+        call.peek.stream,
+        tools=_tools(wanted, changes),
+        format=_format(wanted),
+        options=_options(wanted, changes),
+        keep_alive=wanted.keep_alive,
+        think=_think(wanted, call, changes),
+        logprobs=logprobs,
+        top_logprobs=wanted.top_logprobs if logprobs else None,
+    )
+    return UpstreamRequest("/api/chat", _encoder.encode(request)), tuple(changes)
+
+
+def embed(call: Call) -> tuple[UpstreamRequest, EmbeddingParameters]:
+    """`/api/embed` for this call. Raises RequestError; token ids are refused, since Ollama takes texts only."""
+    wanted = parameters(call.peek.fields, EmbeddingParameters)
+    if input_kind(wanted.input) == "tokens":
+        raise invalid("this engine embeds texts only, not token ids: `input` must be a string or strings", "input")
+    if not wanted.input:
+        raise invalid("`input` is empty", "input")
+    request = _EmbedRequest(call.model, call.peek.fields["input"], wanted.dimensions)
+    return UpstreamRequest("/api/embed", _encoder.encode(request)), wanted
+
+
+def older(version: str | None, since: tuple[int, int, int]) -> bool:
+    """Whether `version` is known to be older than `since`; self-built engines say 0.0.0, which tells nothing."""
+    match = _NUMBERS.match(version or "")
+    numbers = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
+    return any(numbers) and numbers < since
+
+
+def _dropped(fields: Mapping[str, Raw], wanted: NativeParameters) -> list[Change]:
+    changes = [
+        Change(name, "dropped") for name in _NO_COUNTERPART if name in fields and bytes(fields[name]) not in _EMPTY
+    ]
+    if wanted.n is not None and wanted.n > 1:
+        changes.append(Change("n", "changed", 1))
+    if wanted.parallel_tool_calls is False:
+        changes.append(Change("parallel_tool_calls", "dropped"))
+    return changes
+
+
+def _options(wanted: NativeParameters, changes: list[Change]) -> _Options | None:
+    temperature, change = clamped_temperature(wanted.temperature)
+    if change is not None:
+        changes.append(change)
+    options = _Options(
+        temperature=temperature,
+        top_p=wanted.top_p,
+        top_k=wanted.top_k,
+        min_p=wanted.min_p,
+        repeat_penalty=wanted.repeat_penalty,
+        presence_penalty=wanted.presence_penalty,
+        frequency_penalty=wanted.frequency_penalty,
+        seed=wanted.seed,
+        num_predict=wanted.max_completion_tokens or wanted.max_tokens,
+        num_ctx=wanted.num_ctx,
+        stop=(wanted.stop,) if isinstance(wanted.stop, str) else wanted.stop,
+    )
+    return None if options == _Options() else options
+
+
+def _logprobs(wanted: NativeParameters, version: str | None, changes: list[Change]) -> bool | None:
+    if wanted.top_logprobs is not None and not 0 <= wanted.top_logprobs <= 20:
+        raise invalid("`top_logprobs` must be from 0 to 20", "top_logprobs")
+    if wanted.logprobs and older(version, LOGPROBS_SINCE):
+        changes.append(Change("logprobs", "dropped"))
+        return None
+    return wanted.logprobs or None
+
+
+def _format(wanted: NativeParameters) -> Raw | None:
+    kind = wanted.response_format
+    if kind is None or kind.type == "text":
+        return None
+    if kind.type == "json_object":
+        return Raw(b'"json"')
+    schema: Raw = decoded(_schema, kind.json_schema, "response_format.json_schema").schema
+    if not bytes(schema).startswith(b"{"):
+        raise invalid("`response_format.json_schema.schema` must be an object", "response_format")
+    return schema
+
+
+def _think(wanted: NativeParameters, call: Call, changes: list[Change]) -> bool | str | None:
+    unable = bool(call.capabilities) and "thinking" not in call.capabilities
+    effort = wanted.reasoning_effort
+    if effort is None:
+        able = "thinking" in call.capabilities
+        return True if able and older(call.engine_version, THINKS_BY_ITSELF_SINCE) else None
+    level = _EFFORTS.get(effort)
+    if level is None:
+        raise invalid(f"`reasoning_effort` must be one of {', '.join(_EFFORTS)}", "reasoning_effort")
+    if unable:
+        if level:
+            changes.append(Change("reasoning_effort", "dropped"))
+        return None
+    if level == "max" and older(call.engine_version, MAX_EFFORT_SINCE):
+        level = "high"
+    return True if level and older(call.engine_version, LEVELS_SINCE) else level
+
+
+def _tools(wanted: NativeParameters, changes: list[Change]) -> tuple[Tool, ...] | None:
+    tools = wanted.tools or ()
+    names = [tool_name(tool) for tool in tools]
+    if None in names:
+        raise RequestError(ErrorKind.UNSUPPORTED_PARAMETER, "only tools of type function are supported", param="tools")
+    choice = wanted.tool_choice
+    if choice == "none":
+        return None
+    if isinstance(choice, dict):
+        name = named_tool(choice)
+        if name not in names:
+            raise invalid(f"`tool_choice` names {name!r}, which is not among `tools`", "tool_choice")
+        tools = (tools[names.index(name)],)
+    if choice == "required" or isinstance(choice, dict):
+        changes.append(Change("tool_choice", "changed", "auto"))
+    return tools or None
+
+
+def _messages(messages: tuple[Message, ...]) -> list[_NativeMessage]:
+    called: dict[str, str] = {}  # tool_call_id -> the function's name, for the tool messages that follow
+    return [_message(message, f"messages[{index}]", called) for index, message in enumerate(messages)]
+
+
+def _message(message: Message, where: str, called: dict[str, str]) -> _NativeMessage:
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise invalid(f"`{where}.role` must be one of {', '.join(_ROLES)}, not {message.role!r}", f"{where}.role")
+    content, images = _content(message.content, f"{where}.content")
+    return _NativeMessage(
+        role,
+        content,
+        thinking=_thinking(message) if role == "assistant" else None,
+        images=images or None,
+        tool_calls=_tool_calls(message.tool_calls, f"{where}.tool_calls", called) if role == "assistant" else None,
+        tool_name=_tool_name(message, called) if role == "tool" else None,
+        tool_call_id=message.tool_call_id if role == "tool" else None,
+    )
+
+
+def _thinking(message: Message) -> str | None:
+    if message.reasoning_content is None and first_byte(message.reasoning) == QUOTE:
+        text: str = decoded(_text, message.reasoning, "messages")
+        return text or None
+    return message.reasoning_content or None
+
+
+def _tool_name(message: Message, called: dict[str, str]) -> str | None:
+    return called.get(message.tool_call_id or "") or message.name
+
+
+def _content(content: Raw, where: str) -> tuple[Raw, list[str]]:
+    """The text as one JSON string, and the images as bare base64."""
+    if first_byte(content) == QUOTE:
+        return content, []
+    texts: list[str] = []
+    images: list[str] = []
+    for part in content_parts(content, where):
+        if part.type == "image_url":
+            images.append(_image(part, where))
+        else:
+            texts.append(_part_text(part, where))
+    return Raw(_encoder.encode("\n".join(texts))), images
+
+
+def _part_text(part: Part, where: str) -> str:
+    text = {"text": part.text, "refusal": part.refusal}.get(part.type)
+    if text is not None:
+        return text
+    if part.type in ("text", "refusal"):
+        raise invalid(f"`{where}` has a part of type {part.type} without its text", where)
+    kind = ErrorKind.UNSUPPORTED_MODALITIES if part.type in ("input_audio", "video_url") else ErrorKind.INVALID_REQUEST
+    raise RequestError(
+        kind, f"`{where}` has a part of type {part.type!r}, which this engine does not take", param=where
+    )
+
+
+def _image(part: Part, where: str) -> str:
+    url: str = decoded(_image_url, part.image_url, f"{where}.image_url").url
+    head, comma, data = url.partition(",")
+    if head[:5].lower() == "data:" and head[-7:].lower() == ";base64" and comma and data:
+        return data
+    message = f"`{where}` has an image that is not a `data:…;base64,…` URL; this engine fetches no images"
+    raise invalid(message, where)
+
+
+def _tool_calls(raw: Raw, where: str, called: dict[str, str]) -> list[_Call] | None:
+    calls: list[_Call] = []
+    given: tuple[_GivenCall, ...] | None = decoded(_calls, raw, where)
+    for index, call in enumerate(given or ()):
+        name = call.function.name
+        if call.id:
+            called[call.id] = name
+        arguments = call.function.arguments.strip().encode() or b"{}"
+        spot = f"{where}[{index}].function.arguments"
+        decoded(_object, Raw(arguments), spot)
+        calls.append(_Call(_Function(name, Raw(arguments)), call.id or None))
+    return calls or None
