@@ -1,0 +1,13 @@
+"""Which dialects the demo engine speaks. A new one is one file beside this one and one line here."""
+
+from __future__ import annotations
+
+from flm.demo.dialect import Dialect
+from flm.demo.openai import OpenAI
+
+DIALECTS: dict[str, type[OpenAI]] = {dialect.name: dialect for dialect in (OpenAI,)}
+
+
+def create(name: str, models: tuple[str, ...], version: str | None, api_key: str | None) -> Dialect:
+    """The dialect `name`, serving `models` (empty: its own default ones). Raises KeyError for an unknown name."""
+    return DIALECTS[name](models, version, api_key)
