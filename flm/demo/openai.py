@@ -203,8 +203,7 @@ class OpenAI:
         for index in range(choices):
             yield b"%s%s%s" % (before, self.choice(index, b"{}", said.finish), after)
         if usage:
-            counts = encode(self.usage(said, choices))
-            yield b"%s%s" % (before, b'],"usage":%s}\n\n' % counts)
+            yield self.usage_event(said, (before, after), choices)
         yield DONE
 
     reasoning_field = b"reasoning_content"
@@ -234,6 +233,9 @@ class OpenAI:
 
     def error_event(self, directives: Directives) -> bytes:
         return b"data: %s\n\n" % encode({"error": self.error_object(500, "The demo engine fails as it was told to.")})
+
+    def usage_event(self, said: Turn, frame: tuple[bytes, bytes], choices: int) -> bytes:
+        return b'%s],"usage":%s}\n\n' % (frame[0], encode(self.usage(said, choices)))
 
     def usage(self, said: Turn, choices: int) -> dict[str, Any]:
         spoken = said.completion_tokens * choices
