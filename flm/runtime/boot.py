@@ -3,20 +3,22 @@
 Nothing that a process needs to know stands in its arguments or environment, where others could read it; the only
 argument is the number of the descriptor. The same form carries a supervisor's state over exec.
 
-Knows the shapes and how to pass them; starts no process.
+The words that a supervisor and its workers exchange meanwhile stand here too. Knows the shapes and how to pass them;
+starts no process.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from flm.config import Value
 
 T = TypeVar("T")
+WORKER_MODULE: Final = "flm.runtime.worker"
 
 
 class WorkerBoot(msgspec.Struct, frozen=True):
@@ -41,10 +43,24 @@ class WorkerBoot(msgspec.Struct, frozen=True):
     log_level: str
 
 
+class Order(msgspec.Struct, frozen=True):
+    """What a supervisor tells its worker. `seconds`: how long running requests may take to finish."""
+
+    op: str
+    seconds: float = 0.0
+
+
+class Word(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker tells its supervisor: `ready`, `failed` or `leaving` (it got SIGTERM and wants a successor)."""
+
+    event: str
+    message: str = ""
+
+
 class SupervisorBoot(msgspec.Struct, frozen=True):
     """What a supervisor is started with. `flags`: settings given on the command line, which win over the database.
 
-    `report_fd`: where the outcome of the start is written; None in the foreground. `first_key`: shown in the report.
+    `lock_fd`: the folder's lock, held. `report_fd`: where the outcome of the start is written; None in the foreground.
     """
 
     root: str
@@ -54,7 +70,7 @@ class SupervisorBoot(msgspec.Struct, frozen=True):
     lock_fd: int
     daemon: bool
     report_fd: int | None = None
-    worker_module: str = "flm.runtime.worker"
+    worker_module: str = WORKER_MODULE
 
 
 class WorkerState(msgspec.Struct, frozen=True):
@@ -88,6 +104,7 @@ class SupervisorState(msgspec.Struct, frozen=True):
     own_log_fds: tuple[int, int]
     workers: list[WorkerState]
     reply_fd: int | None
+    chat_keys: dict[str, float]
 
 
 def pack(document: msgspec.Struct) -> int:

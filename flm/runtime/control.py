@@ -1,6 +1,6 @@
 """The control socket: how the CLI speaks to the running proxy. JSON lines on a 0600 unix socket in a 0700 folder.
 
-One request a line, `{"op": …}`, one answer a line, `{"ok": true, "data": …}` or `{"ok": false, "code": …, "message": …}`.
+One request a line, `{"op": …}`; one answer a line, `{"ok": true, "data": …}` or with `ok` false, `code` and `message`.
 Only this user and root are listened to. Lines, connections and waiting are bounded.
 
 Knows no operation: it hands each request to a function and sends what that returns.
@@ -88,18 +88,24 @@ class ControlServer:
         self._listening = listening
         self._handle = handle
         self._talks: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
-    async def close(self) -> None:
-        """Accept no more and end every talk that waits for a request; answers under way are lost."""
-        tasks = [task for task in (self._accepting, *self._talks) if task is not None]
+    async def pause(self, *, but: asyncio.Task[object] | None = None, grace: float = 0.0) -> None:
+        """Accept no more, and end every talk: answers under way have `grace` seconds. `but` is left alone.
+
+        The socket goes on listening: who connects meanwhile waits.
+        """
+        answering = self._answering - {but}
+        if answering and grace:
+            await asyncio.wait(answering, timeout=grace)
+        tasks = [task for task in (self._accepting, *self._talks) if task is not None and task is not but]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._listening.close()
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -117,7 +123,6 @@ class ControlServer:
             talk.add_done_callback(self._talks.discard)
 
     async def _talk(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         connection.setblocking(False)
         buffer = b""
         with connection, contextlib.suppress(OSError, TimeoutError):
@@ -126,10 +131,20 @@ class ControlServer:
                     line, buffer = await _line(connection, buffer, LONGEST_LINE)
                 if line is None:
                     return
-                answer = await self._answer(line, connection)
-                await loop.sock_sendall(connection, _encoder.encode(answer) + b"\n")
+                await self._answer(line, connection)
 
-    async def _answer(self, line: bytes, connection: socket.socket) -> Answer:
+    async def _answer(self, line: bytes, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            answer = await self._carry_out(line, connection)
+            await loop.sock_sendall(connection, _encoder.encode(answer) + b"\n")
+        finally:
+            self._answering.discard(task)
+
+    async def _carry_out(self, line: bytes, connection: socket.socket) -> Answer:
         try:
             return Answer(True, await self._handle(_requests.decode(line), connection))
         except msgspec.MsgspecError as error:

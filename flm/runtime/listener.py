@@ -13,8 +13,9 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+import time
+from collections.abc import Awaitable, Mapping
+from typing import Any, Final, Protocol
 
 import granian.net
 from granian.constants import HTTPModes, Interfaces, TaskImpl
@@ -22,24 +23,38 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from flm.config import MAX_HEADER_BYTES
+from flm.runtime.sockets import BACKLOG
 
-BACKLOG: Final = 4096  # connections the kernel holds while no worker accepts; capped by net.core.somaxconn
 PROBE_WAIT_SECONDS: Final = 0.05  # how long one probe may take before another is sent: a sibling may have got it
 _PROBES_AT_ONCE: Final = 8
 
 Scope = Mapping[str, Any]
-App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class App(Protocol):
+    """An ASGI callable."""
+
+    def __call__(self, scope: Any, receive: Any, send: Any, /) -> Awaitable[None]: ...
+
+
+class NotServingError(Exception):
+    """The server does not do what it was started for; the text says how that shows."""
 
 
 class _Door:
-    """The app as the server sees it. While the worker starts, it notices the worker's own probe connections."""
+    """The app as the server sees it. While a worker starts, it notices the worker's own probe connections, and while it
+    drains, when the last request came; in between it only passes on.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app
         self._probes: dict[str, asyncio.Event] = {}
+        self.watched = True
+        self.last_call = 0.0
 
     def __call__(self, scope: Scope, receive: Any, send: Any) -> Awaitable[None]:
-        if self._probes:
+        if self.watched:
+            self.last_call = time.monotonic()
             arrived = self._probes.get(scope["client"][1])
             if arrived is not None:
                 arrived.set()
@@ -92,43 +107,50 @@ class Listener(Server):
         self._serving = asyncio.get_running_loop().create_task(self.serve())
 
     async def answers(self, timeout: float) -> None:
-        """Return once a connection made here was accepted by this very server and got an HTTP answer.
+        """Return once a connection made here was accepted by this very server and got a 200 for /health.
 
         Another worker may share the socket, or the port with another socket, and take a probe: then the next one may
-        arrive. Raises TimeoutError.
+        arrive. Raises NotServingError: the app answered with another status, or nothing within `timeout` seconds.
         """
         address = _reachable(socket.socket(fileno=os.dup(self._descriptor)))
-        async with asyncio.timeout(timeout):
-            probes: set[asyncio.Task[bool]] = set()
-            try:
+        probes: set[asyncio.Task[bytes | None]] = set()
+        try:
+            async with asyncio.timeout(timeout):
                 while True:
                     if len(probes) < _PROBES_AT_ONCE:
-                        probes.add(asyncio.create_task(self._probe(address, timeout)))
+                        probes.add(asyncio.create_task(self._probe(address)))
                     done, probes = await asyncio.wait(
                         probes, timeout=PROBE_WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED
                     )
-                    if any(probe.result() for probe in done):
-                        return
-            finally:
-                for probe in probes:
-                    probe.cancel()
-                await asyncio.gather(*probes, return_exceptions=True)
+                    for answer in (probe.result() for probe in done):
+                        if answer is not None:
+                            return _check(answer)
+        except TimeoutError:
+            raise NotServingError(f"the accept loop has not answered within {timeout:g} s") from None
+        finally:
+            for probe in probes:
+                probe.cancel()
+            await asyncio.gather(*probes, return_exceptions=True)
+            self._door.watched = False
 
-    async def _probe(self, address: tuple[str, int], timeout: float) -> bool:
-        """True if this server accepted the probe and answered it; False if another did or nobody was there."""
-        connection = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-        with connection:
+    async def _probe(self, address: tuple[str, int]) -> bytes | None:
+        """The first line of this server's answer to a probe; None if another server got it, or nobody was there."""
+        loop = asyncio.get_running_loop()
+        arrived = asyncio.Event()
+        with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as connection:
             connection.setblocking(False)
-            loop = asyncio.get_running_loop()
             try:
                 await loop.sock_connect(connection, address)
-                arrived = asyncio.Event()
                 with self._door.expecting(str(connection.getsockname()[1]), arrived):
                     await loop.sock_sendall(connection, _HEALTH_REQUEST)
-                    answer = await loop.sock_recv(connection, 4096)
+                    answer = await loop.sock_recv(connection, _ANSWER_BYTES)
             except OSError:
-                return False
-            return arrived.is_set() and answer.startswith(b"HTTP/1.1 200")
+                return None
+        return answer.partition(b"\r\n")[0] if arrived.is_set() else None
+
+    def called_since(self, moment: float) -> bool:
+        """Whether a request came after `moment` (monotonic seconds). Known from `retire` on."""
+        return self._door.last_call > moment
 
     def retire(self) -> None:
         """Stop accepting, for good, without touching what is accepted already or what waits in the socket's queue.
@@ -136,6 +158,7 @@ class Listener(Server):
         An idle listening socket takes the descriptor's place, so the accept loop finds nothing there, while the
         successor's copy of the socket goes on.
         """
+        self._door.watched = True
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as idle:
             idle.bind(("127.0.0.1", 0))
             idle.listen(0)
@@ -147,10 +170,16 @@ class Listener(Server):
         if self._serving is None:
             return
         self.stop()  # type: ignore[no-untyped-call]  # the server's methods have no annotations
-        await self._serving
+        await asyncio.shield(self._serving)  # who waits may be cancelled; the server ends all the same
 
 
 _HEALTH_REQUEST: Final = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_ANSWER_BYTES: Final = 4096
+
+
+def _check(answer: bytes) -> None:
+    if not answer.startswith(b"HTTP/1.1 200"):
+        raise NotServingError(f"/health was answered with {answer.decode('latin-1')!r}; the log says why")
 
 
 def _reachable(listening: socket.socket) -> tuple[str, int]:

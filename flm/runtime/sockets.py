@@ -19,6 +19,7 @@ from typing import Final
 
 from flm.errors import CommandCode, CommandError
 
+BACKLOG: Final = 4096  # connections the kernel holds while no worker accepts; capped by net.core.somaxconn
 RESERVED_DESCRIPTORS: Final = 64  # databases, pipes, mapped files, listening sockets, the loop's own
 MOST_CONNECTIONS: Final = 16_384  # per worker, at 11 kB of memory each
 FEWEST_DESCRIPTORS: Final = 128  # below this a worker cannot serve a handful of clients
@@ -44,7 +45,7 @@ def family_of(address: str) -> socket.AddressFamily:
     )
 
 
-def open_listening(address: str, port: int, count: int, send_timeout: float, backlog: int) -> list[socket.socket]:
+def open_listening(address: str, port: int, count: int, send_timeout: float) -> list[socket.socket]:
     """`count` listening sockets on one address and port (0: the kernel picks one for all).
 
     `send_timeout` (seconds) is how long a client may leave sent bytes unread before the kernel ends its connection; it
@@ -55,7 +56,7 @@ def open_listening(address: str, port: int, count: int, send_timeout: float, bac
     opened: list[socket.socket] = []
     try:
         for _ in range(count):
-            opened.append(_listen(family, address, port, send_timeout, backlog))
+            opened.append(_listen(family, address, port, send_timeout))
             port = opened[0].getsockname()[1]
     except OSError as error:
         for each in opened:
@@ -64,10 +65,10 @@ def open_listening(address: str, port: int, count: int, send_timeout: float, bac
     return opened
 
 
-def add_listening(like: socket.socket, count: int, send_timeout: float, backlog: int) -> list[socket.socket]:
+def add_listening(like: socket.socket, count: int, send_timeout: float) -> list[socket.socket]:
     """More sockets beside `like`, on its address and port, which are ours already."""
     host, port = like.getsockname()[:2]
-    return [_listen(like.family, host, port, send_timeout, backlog) for _ in range(count)]
+    return [_listen(like.family, host, port, send_timeout) for _ in range(count)]
 
 
 def _probe(family: socket.AddressFamily, address: str, port: int) -> None:
@@ -82,7 +83,7 @@ def _probe(family: socket.AddressFamily, address: str, port: int) -> None:
             raise _cannot_bind(address, port, error) from None
 
 
-def _listen(family: socket.AddressFamily, address: str, port: int, send_timeout: float, backlog: int) -> socket.socket:
+def _listen(family: socket.AddressFamily, address: str, port: int, send_timeout: float) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +98,7 @@ def _listen(family: socket.AddressFamily, address: str, port: int, send_timeout:
         if _USER_TIMEOUT is not None:
             listening.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, round(send_timeout * 1000))
         listening.bind((address, port))
-        listening.listen(backlog)
+        listening.listen(BACKLOG)
         listening.setblocking(False)
     except BaseException:
         listening.close()

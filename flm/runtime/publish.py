@@ -1,0 +1,156 @@
+"""From the databases into shared memory: what requests see, in force for the very next one.
+
+Strategy: read everything, bring the keyring up to date by its differences, then publish the snapshot, whose new epoch
+makes both visible. Changes made by others are noticed by their databases' `generation`. What cannot be read leaves the
+last good state in force, and is remembered for `status`.
+
+Knows the store and the shared memory; no worker, no socket, no engine's dialect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from flm._native import Keyring, NativeError, generate_key, hash_secret
+from flm.config import Resolved, Value, resolve
+from flm.errors import CommandCode, CommandError
+from flm.runtime.memory import Memory
+from flm.snapshot import Engine, Snapshot, encode
+from flm.store import engines as engine_rows
+from flm.store import keys as key_rows
+from flm.store import settings as setting_rows
+from flm.store.database import Database, open_config, open_security
+from flm.store.folder import Folder
+from flm.store.pepper import load_pepper
+
+CHAT_KEY_SECONDS: Final = 900.0  # a key for one `flm chat`: no answer takes longer to begin
+_FIRST_CHAT_SLOT: Final = 1 << 31  # beyond every slot of the database
+_SALT_BYTES: Final = 16
+
+_Entry = tuple[int, bytes, bytes, int]  # slot, salt, digest, expiry in Unix milliseconds
+
+
+class Publisher:
+    """Reads the databases of one folder and keeps one proxy's shared memory up to date."""
+
+    def __init__(self, folder: Folder, flags: Mapping[str, Value], instance: str) -> None:
+        self._folder = folder
+        self._flags = flags
+        self._instance = instance
+        self._config: Database | None = None
+        self._security: Database | None = None
+        self._entries: dict[str, _Entry] = {}
+        self._chat_keys: dict[str, float] = {}
+        self._turn = asyncio.Lock()
+        self._seen = (-1, -1)
+        self.engines: tuple[Engine, ...] = ()
+        self.resolved = Resolved(resolve({}, {}).settings, {})
+        self.last_error: str | None = None
+
+    async def open(self) -> None:
+        """Open, create or migrate the databases, and make sure of the pepper. Raises CommandError."""
+        self._config = await open_config(self._folder)
+        self._security = await open_security(self._folder)
+        keys = await key_rows.all_keys(self._security)
+        await asyncio.to_thread(load_pepper, self._folder, create=not keys)
+
+    async def close(self) -> None:
+        for database in (self._config, self._security):
+            if database is not None:
+                await database.close()
+        self._config = self._security = None
+
+    async def key_count(self) -> int:
+        return len(await key_rows.all_keys(self._databases()[1]))
+
+    async def load_settings(self) -> Resolved:
+        """The settings as they stand. Raises CONFIG_INVALID, DB_ERROR; what was loaded before stays."""
+        config, _ = self._databases()
+        self.resolved = resolve(await setting_rows.all_settings(config), os.environ, self._flags)
+        return self.resolved
+
+    async def refresh(self, memory: Memory) -> int:
+        """Publish the databases' present state; its epoch, in force for each request that begins from now on.
+
+        Raises CommandError; then what was in force stays.
+        """
+        async with self._turn:
+            config, security = self._databases()
+            seen = (await config.generation(), await security.generation())
+            resolved = resolve(await setting_rows.all_settings(config), os.environ, self._flags)
+            aliases = await engine_rows.aliases(config)
+            keys = await key_rows.all_keys(security)
+            try:
+                self._update_keyring(memory.keyring, keys)
+                snapshot = Snapshot(self._instance, resolved.settings, self.engines, aliases)
+                epoch = memory.shared.publish(encode(snapshot))
+            except NativeError as error:
+                raise CommandError(CommandCode.DB_ERROR, f"the change cannot be put in force: {error}") from None
+            self._seen = seen
+            self.resolved = resolved
+            self.last_error = None
+            return epoch
+
+    async def refresh_if_changed(self, memory: Memory) -> bool:
+        """Publish if somebody changed a database meanwhile. Errors are kept in `last_error`, not raised."""
+        try:
+            config, security = self._databases()
+            if (await config.generation(), await security.generation()) == self._seen:
+                self.last_error = None
+                return False
+            await self.refresh(memory)
+        except CommandError as error:
+            self.last_error = error.message
+            return False
+        return True
+
+    async def chat_key(self, memory: Memory) -> str:
+        """A key that works for CHAT_KEY_SECONDS and is written down nowhere."""
+        async with self._turn:
+            key, key_id = generate_key()
+            salt = os.urandom(_SALT_BYTES)
+            pepper = await asyncio.to_thread(load_pepper, self._folder, create=False)
+            expires = time.time() + CHAT_KEY_SECONDS
+            self._chat_keys = {known: end for known, end in self._chat_keys.items() if end > time.time()}
+            slot = _FIRST_CHAT_SLOT + len(self._chat_keys)
+            try:
+                memory.keyring.upsert(key_id, slot, salt, hash_secret(pepper, salt, key), int(expires * 1000), False)
+            except NativeError as error:
+                raise CommandError(CommandCode.IO_ERROR, f"no key can be made: {error}") from None
+            self._chat_keys[key_id] = expires
+            return key
+
+    @property
+    def chat_keys(self) -> dict[str, float]:
+        """Ids of living chat keys, with their end in Unix seconds."""
+        return dict(self._chat_keys)
+
+    def adopt(self, keyring: Keyring, chat_keys: Mapping[str, float]) -> None:
+        """The keyring was filled by an earlier image of this process: the next refresh takes out what is no key."""
+        self._chat_keys = dict(chat_keys)
+        self._entries = dict.fromkeys(set(keyring.ids()) - chat_keys.keys(), (-1, b"", b"", 0))
+
+    def _update_keyring(self, keyring: Keyring, keys: list[key_rows.StoredKey]) -> None:
+        wanted = {
+            key.id: (key.slot, key.salt, key.digest, (key.expires_at or 0) * 1000)
+            for key in keys
+            if key.revoked_at is None
+        }
+        # First the revocations: they must not wait behind a full table.
+        for key_id in self._entries.keys() - wanted.keys():
+            keyring.remove(key_id)
+            del self._entries[key_id]
+        for key_id, entry in wanted.items():
+            if self._entries.get(key_id) != entry:
+                slot, salt, digest, expires = entry
+                keyring.upsert(key_id, slot, salt, digest, expires, False)
+                self._entries[key_id] = entry
+
+    def _databases(self) -> tuple[Database, Database]:
+        if self._config is None or self._security is None:
+            raise CommandError(CommandCode.DB_ERROR, "the databases are not open; the log says why")
+        return self._config, self._security

@@ -1,0 +1,246 @@
+"""One worker: the ASGI app on its inherited sockets, and what it does when it is told to go, or left alone.
+
+Life: serve; `retire` (accept no more, close each connection after its next answer, leave when none can be left) or
+`stop` (idle connections too), both with a deadline, after which streams are ended with one error event. When the
+supervisor is gone the worker ends its streams and itself within ORPHAN_SECONDS; a thread makes sure of it.
+
+Knows its boot document and the ASGI server; which app it serves is a parameter. Starts nothing, opens no database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+import uvloop
+
+from flm._native import LOG_DROPPED, Keyring, Shared
+from flm.errors import ErrorKind, RequestError
+from flm.runtime.boot import Order, Word, WorkerBoot, unpack
+from flm.runtime.listener import App, Listener, NotServingError, cut
+from flm.runtime.loglines import LogLines, install
+
+BEAT_SECONDS: Final = 0.5  # how often a worker says that it lives
+READY_SECONDS: Final = 30.0  # until the accept loop has answered; a loaded machine needs one
+ORPHAN_SECONDS: Final = 1.8  # from the supervisor's death to this process's own, at most
+ABORT_SECONDS: Final = 1.2  # for error events to reach clients that read
+QUIET_MARGIN_SECONDS: Final = 0.5  # beyond the idle timeout, after which the server has closed idle connections
+_POLL_SECONDS: Final = 0.1
+_LINE_BYTES: Final = 4096
+
+log = logging.getLogger("flm.worker")
+
+
+class ServedApp(App, Protocol):
+    """What a worker needs of the app beside calling it: see `flm.proxy.app.App`."""
+
+    @property
+    def in_flight(self) -> int: ...
+    def drain(self) -> None: ...
+    def abort_streams(self, error: RequestError) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+class Services(msgspec.Struct, frozen=True):
+    """What the app is built from."""
+
+    shared: Shared
+    keyring: Keyring
+    cell: int
+    log: Callable[[bytes], None]
+
+
+CreateApp = Callable[[Services], ServedApp]
+_orders = msgspec.json.Decoder(Order)
+
+
+class Worker:
+    """Serves until it is told to go."""
+
+    def __init__(self, boot: WorkerBoot, app: ServedApp, shared: Shared, control: socket.socket) -> None:
+        self._boot = boot
+        self._app = app
+        self._shared = shared
+        self._control = control
+        self._going: asyncio.Task[None] | None = None
+        self._aborted = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._listeners = [
+            Listener(app, fd, header_timeout=boot.header_timeout, connections=boot.connections)
+            for fd in boot.listening_fds
+        ]
+
+    async def run(self) -> None:
+        """Returns when everything has been served that can be, or the time for it is over."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._say, Word("leaving"))
+        beating = loop.create_task(self._beat())
+        listening = loop.create_task(self._listen_to_supervisor())
+        try:
+            for listener in self._listeners:
+                listener.start()
+            await asyncio.gather(*(listener.answers(READY_SECONDS) for listener in self._listeners))
+            self._say(Word("ready"))
+            await self._gone.wait()
+        finally:
+            beating.cancel()
+            listening.cancel()
+            await asyncio.gather(beating, listening, return_exceptions=True)
+
+    def orphaned(self) -> None:
+        """The supervisor is gone: nobody replaces this worker, and nobody may meet its socket any more."""
+        log.error("the supervisor is gone; ending")
+        self._go(self._leave(ABORT_SECONDS, abort_now=True))
+
+    async def _beat(self) -> None:
+        while True:
+            self._shared.beat(self._boot.cell, time.monotonic_ns() // 1_000_000)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _listen_to_supervisor(self) -> None:
+        reader, writer = await asyncio.open_connection(sock=self._control, limit=_LINE_BYTES)
+        with contextlib.suppress(OSError, ValueError):
+            while line := await reader.readline():
+                self._obey(_orders.decode(line))
+        writer.transport.abort()
+
+    def _obey(self, order: Order) -> None:
+        if order.op == "retire":
+            self._go(self._retire(order.seconds))
+        elif order.op == "stop":
+            self._go(self._leave(order.seconds, abort_now=False))
+        elif order.op == "abort":
+            self._go(self._leave(ABORT_SECONDS, abort_now=True))
+
+    def _go(self, way: Any) -> None:
+        """Leave in this way, instead of a gentler one that may be under way."""
+        if self._going is not None:
+            self._going.cancel()
+        self._going = asyncio.get_running_loop().create_task(way)
+
+    async def _retire(self, seconds: float) -> None:
+        """Hand the socket over to a successor that already serves it; be there for every connection accepted here."""
+        self._app.drain()
+        for listener in self._listeners:
+            listener.retire()
+        quiet = self._boot.header_timeout + QUIET_MARGIN_SECONDS
+        now = time.monotonic()
+        deadline, quiet_since = now + seconds, now
+        while now < deadline and now < quiet_since + quiet:
+            await asyncio.sleep(_POLL_SECONDS)
+            now = time.monotonic()
+            if self._app.in_flight or any(listener.called_since(quiet_since) for listener in self._listeners):
+                quiet_since = now
+        await self._leave(ABORT_SECONDS, abort_now=bool(self._app.in_flight))
+
+    async def _leave(self, seconds: float, *, abort_now: bool) -> None:
+        """Close the server: what runs may go on for `seconds`, then it is ended with an error."""
+        self._app.drain()
+        finishing = asyncio.gather(*(listener.finish() for listener in self._listeners), return_exceptions=True)
+        if not abort_now:
+            await asyncio.wait([finishing], timeout=seconds)
+        if not finishing.done():
+            self._app.abort_streams(RequestError(ErrorKind.ENGINE_UNAVAILABLE, _ENDED))
+            await asyncio.wait([finishing], timeout=ABORT_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ABORT_SECONDS / 4):
+                await self._app.aclose()
+        self._gone.set()
+
+    def _say(self, word: Word) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(msgspec.json.encode(word) + b"\n")
+
+
+_ENDED: Final = "FLM is stopping or being replaced and this answer took longer than it could wait; ask again"
+
+
+def run(boot: WorkerBoot, create_app: CreateApp) -> None:
+    """Be a worker until it ends; exits the process. `create_app` makes the ASGI app from the worker's services."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    control = socket.socket(fileno=boot.control_fd)
+    control.setblocking(False)
+    shared = Shared.attach(boot.shared_fd)
+    lines = LogLines(boot.log_fd, lambda count: shared.add(boot.cell, LOG_DROPPED, count))
+    os.dup2(boot.log_fd, 2)  # a crash's last words belong to the log as well
+    install(lines, f"worker {boot.slot}", boot.log_level)
+    try:
+        with open(boot.pepper, "rb") as file:
+            keyring = Keyring.attach(boot.keyring_fd, file.read())
+        app = create_app(Services(shared, keyring, boot.cell, lines.write))
+        uvloop.run(_serve(boot, app, shared, control))
+    except Exception as error:
+        log.exception("the worker cannot go on")
+        _say_failed(control, error)
+        _exit(1)
+    _exit(0)
+
+
+async def _serve(boot: WorkerBoot, app: ServedApp, shared: Shared, control: socket.socket) -> None:
+    worker = Worker(boot, app, shared, control)
+    loop = asyncio.get_running_loop()
+    threading.Thread(
+        target=_watch_supervisor, args=(boot.life_fd, loop, worker.orphaned), name="life", daemon=True
+    ).start()
+    await worker.run()
+
+
+def _watch_supervisor(life_fd: int, loop: asyncio.AbstractEventLoop, orphaned: Callable[[], None]) -> None:
+    """A thread, so that a stuck loop cannot keep an orphan alive. Nothing is ever written to this pipe."""
+    os.read(life_fd, 1)
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the process is on its way out
+        loop.call_soon_threadsafe(orphaned)
+    time.sleep(ORPHAN_SECONDS)
+    _exit(1)
+
+
+def _say_failed(control: socket.socket, error: Exception) -> None:
+    plain = isinstance(error, NotServingError)
+    text = str(error) if plain else f"{type(error).__name__}: {error}".removesuffix(": ")
+    with contextlib.suppress(OSError):
+        control.send(msgspec.json.encode(Word("failed", text[:1000])) + b"\n")
+
+
+def _exit(code: int) -> None:
+    """Without the interpreter's own end, where the server's threads could block."""
+    logging.shutdown()
+    os._exit(code)
+
+
+def _create_app(services: Services) -> ServedApp:
+    from flm.proxy.app import WorkerContext, create_app
+
+    def cut_connection(client: tuple[str, str]) -> None:
+        if not cut(client):
+            log.debug("a connection to be cut was gone already")
+
+    return create_app(
+        WorkerContext(
+            shared=services.shared,
+            keyring=services.keyring,
+            slot=services.cell,
+            log=services.log,
+            cut=cut_connection,
+        )
+    )
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys and prompts
+    run(unpack(int(sys.argv[1]), WorkerBoot), _create_app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""`ProxyService`: start, stop, restart, reload and look at the proxy of one data folder.
+
+Strategy: one proxy per folder, proven by a lock that this service takes before it starts anything and hands on to the
+supervisor; everything else is asked of the running supervisor on its control socket.
+
+Knows processes and their control socket; knows no worker, no socket of clients but for one request that proves that a
+start succeeded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, Final
+
+import msgspec
+
+from flm.config import Value
+from flm.errors import CommandCode, CommandError
+from flm.runtime import control, instance
+from flm.runtime.boot import WORKER_MODULE, SupervisorBoot, pack
+from flm.runtime.control import Answer, Request
+from flm.runtime.instance import Instance
+from flm.runtime.status import Handle, url_host
+from flm.store.folder import Folder, secure_folder
+
+START_SECONDS: Final = 90.0  # workers have 60 s, databases may have to migrate
+CHANGE_SECONDS: Final = 180.0  # pre-flight check, exec and new workers, each with a bound of its own
+RESPONSE_SECONDS: Final = 10.0  # of a supervisor that is alive; longer, and it is taken for hung
+STOP_SECONDS: Final = 90_000.0  # `proxy.stop_timeout_seconds` may be a day, and the supervisor bounds it
+GONE_SECONDS: Final = 10.0  # from a supervisor's last word, or its death, to the last process's end
+_POLL_SECONDS: Final = 0.01
+_REPORT_BYTES: Final = 1_048_576
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """The proxy that was stopped. `killed`: its supervisor no longer answered and had to be ended by force."""
+
+    id: str
+    pid: int
+    port: int
+    killed: bool = False
+
+
+class ProxyService:
+    """The proxy of one data folder. `worker_module` is what each of its workers runs."""
+
+    def __init__(self, folder: Folder, *, worker_module: str = WORKER_MODULE) -> None:
+        self._folder = folder
+        self._worker_module = worker_module
+        self._socket = folder.run / "control.sock"
+
+    async def start(self, flags: Mapping[str, Value] | None = None) -> Handle:
+        """Start the proxy in the background and return once a request to it succeeds.
+
+        `flags` are settings for this proxy that win over the database, also after `reload` and `restart`. Raises
+        PROXY_ALREADY_RUNNING, PROXY_PORT_IN_USE, PROXY_INVALID_CONFIG, CONFIG_INVALID, or an error of the databases;
+        then nothing is left running.
+        """
+        lock = await self._take_lock()
+        try:
+            handle = await self._launch(dict(flags or {}), lock)
+        finally:
+            os.close(lock)
+        await self._prove(handle)
+        return handle
+
+    async def serve(self, flags: Mapping[str, Value] | None, ready: Callable[[Handle], None]) -> None:
+        """Be the proxy in this process until SIGTERM or SIGINT. `ready` is called once a request succeeds.
+
+        Takes over this process's signals and logging; `restart` replaces its program by exec. Raises as `start`.
+        """
+        from flm.runtime.supervisor import Supervisor
+
+        lock = await self._take_lock()
+        try:
+            await Supervisor(self._boot(dict(flags or {}), lock, daemon=False)).run(ready)
+        finally:
+            os.close(lock)
+
+    async def stop(self, *, port: int | None = None, now: bool = False) -> Stopped:
+        """Stop the proxy and return when every process of it is gone.
+
+        Running requests may finish for `proxy.stop_timeout_seconds`; `now` ends them at once. Either way what is left
+        gets one error event. `port`, if given, must be the one it serves. Raises PROXY_NOT_RUNNING.
+        """
+        found = await self._settled()
+        if port is not None and port != found.port:
+            raise CommandError(
+                CommandCode.PROXY_NOT_RUNNING,
+                f"the proxy of {self._folder.root} serves port {found.port}, not {port}; nothing was stopped",
+            )
+        killed = not await self._responds()
+        if killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(found.pid, signal.SIGKILL)
+        else:
+            with contextlib.suppress(CommandError):  # it ended at that moment: what was wanted
+                await control.ask(self._socket, Request("stop", now=now), STOP_SECONDS)
+        await self._wait_until_gone(found)
+        return Stopped(found.id, found.pid, found.port, killed)
+
+    async def reload(self) -> Handle:
+        """New settings and new workers, with no request refused or cut. Raises PROXY_NOT_RUNNING, or the reason why the
+        old ones go on serving."""
+        return await self._change("reload")
+
+    async def restart(self) -> Handle:
+        """As `reload`, and the supervisor becomes the version of FLM that is installed now, in the same process."""
+        return await self._change("restart")
+
+    async def status(self) -> list[Handle]:
+        """The running proxy as a list of one, or an empty list."""
+        found = await asyncio.to_thread(instance.running, self._folder.run)
+        if found is None:
+            return []
+        try:
+            return [_handle(await control.ask(self._socket, Request("status"), RESPONSE_SECONDS))]
+        except TimeoutError:
+            raise CommandError(
+                CommandCode.IO_ERROR,
+                f"the proxy (pid {found.pid}) runs but has not answered for {RESPONSE_SECONDS:g} s; "
+                "`flm proxy stop` ends it by force",
+            ) from None
+        except CommandError as error:
+            if error.code is CommandCode.PROXY_NOT_RUNNING:
+                return []  # it ended meanwhile
+            raise
+
+    async def refresh(self) -> bool:
+        """Make a change of keys, engines or aliases hold for the very next request. False if no proxy runs."""
+        try:
+            await control.ask(self._socket, Request("refresh"), RESPONSE_SECONDS)
+        except CommandError as error:
+            if error.code is CommandCode.PROXY_NOT_RUNNING:
+                return False
+            raise
+        return True
+
+    async def chat_key(self) -> str:
+        """A key of the running proxy that lives for minutes. Secret. Raises PROXY_NOT_RUNNING."""
+        return str((await control.ask(self._socket, Request("chat-key"), RESPONSE_SECONDS))["key"])
+
+    # --- starting ----------------------------------------------------------------------------------------------
+
+    async def _take_lock(self) -> int:
+        for folder in (self._folder.root, self._folder.run):
+            await asyncio.to_thread(secure_folder, folder)
+        lock = await asyncio.to_thread(instance.acquire, self._folder.run)
+        if lock is not None:
+            return lock
+        found = await asyncio.to_thread(instance.running, self._folder.run)
+        if found is None:
+            message = f"another `flm proxy start` or `stop` is at work in {self._folder.root}; wait for it"
+        else:
+            message = (
+                f"a proxy runs already in {self._folder.root}: pid {found.pid}, {url_host(found.address)}:{found.port};"
+                " `flm proxy stop` ends it, another FLM_HOME makes room for a second one"
+            )
+        raise CommandError(CommandCode.PROXY_ALREADY_RUNNING, message)
+
+    def _boot(self, flags: dict[str, Value], lock: int, *, daemon: bool, report: int | None = None) -> SupervisorBoot:
+        folder = self._folder
+        return SupervisorBoot(
+            root=str(folder.root),
+            config=str(folder.config),
+            security=str(folder.security),
+            flags=flags,
+            lock_fd=lock,
+            daemon=daemon,
+            report_fd=report,
+            worker_module=self._worker_module,
+        )
+
+    async def _launch(self, flags: dict[str, Value], lock: int) -> Handle:
+        reading, writing = os.pipe()
+        with open(reading, "rb", buffering=0) as report:  # noqa: ASYNC230 - a pipe that is open already
+            try:
+                process = await asyncio.to_thread(
+                    self._spawn, self._boot(flags, lock, daemon=True, report=writing), (lock, writing)
+                )
+            finally:
+                os.close(writing)
+            try:
+                return await self._await_report(report)
+            finally:
+                await asyncio.to_thread(process.wait)
+
+    def _spawn(self, boot: SupervisorBoot, inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        """Start the supervisor. The process started only forks and ends, so that the supervisor is nobody's child."""
+        document = pack(boot)
+        try:
+            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-P", "-m", "flm.runtime.supervisor", str(document)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(document, *inherited),
+                start_new_session=True,
+                cwd=self._folder.root,
+            )
+        finally:
+            os.close(document)
+
+    async def _await_report(self, report: BinaryIO) -> Handle:
+        """The report's two lines: the supervisor's pid, and how the start went."""
+        reader = asyncio.StreamReader(limit=_REPORT_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), report
+        )
+        pid: int | None = None
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                pid = (await _read_answer(reader)).data
+                answer = await _read_answer(reader)
+        except BaseException as error:
+            if pid is not None:
+                await self._undo(pid)
+            if isinstance(error, TimeoutError):
+                raise _did_not_start(f"it was not ready within {START_SECONDS:g} s") from None
+            raise
+        finally:
+            transport.close()
+        if not answer.ok:
+            raise CommandError(CommandCode(answer.code), answer.message or "the start failed without a reason")
+        return _handle(answer.data)
+
+    async def _undo(self, pid: int) -> None:
+        """A start that nobody waits for any more leaves nothing behind."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            if not await _within(GONE_SECONDS, lambda: instance.identify(pid) is None):
+                os.kill(pid, signal.SIGKILL)
+
+    async def _prove(self, handle: Handle) -> None:
+        """One request, as a client would send it."""
+        host, _, port = handle.listen_addr.rpartition(":")
+        host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host).strip("[]")  # noqa: S104 - compared with
+        try:
+            async with asyncio.timeout(RESPONSE_SECONDS):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                try:
+                    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    status = await reader.readline()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError) as error:
+            status = str(error).encode()
+        if not status.startswith(b"HTTP/1.1 200"):
+            await self.stop(now=True)
+            answer = status.decode("latin-1").strip()
+            raise _did_not_start(f"a request to {handle.listen_addr} did not succeed: {answer}")
+
+    # --- asking ------------------------------------------------------------------------------------------------
+
+    async def _change(self, op: str) -> Handle:
+        await self._settled()
+        try:
+            return _handle(await control.ask(self._socket, Request(op), CHANGE_SECONDS))
+        except TimeoutError:
+            message = (
+                f"the proxy has not finished its {op} within {CHANGE_SECONDS:g} s; `flm proxy status` says how it is"
+            )
+            raise CommandError(CommandCode.IO_ERROR, message) from None
+
+    async def _responds(self) -> bool:
+        try:
+            await control.ask(self._socket, Request("status"), RESPONSE_SECONDS)
+        except TimeoutError:
+            return False
+        except CommandError:
+            return True  # it ended meanwhile, or says no: both are answers
+        return True
+
+    async def _settled(self) -> Instance:
+        """The running proxy; one that is just starting is waited for. Raises PROXY_NOT_RUNNING."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                while await asyncio.to_thread(instance.is_locked, self._folder.run):
+                    found = await asyncio.to_thread(instance.running, self._folder.run)
+                    if found is not None:
+                        return found
+                    await asyncio.sleep(_POLL_SECONDS)
+        raise CommandError(
+            CommandCode.PROXY_NOT_RUNNING,
+            f"no proxy runs in {self._folder.root}; start one with `flm proxy start`, or set FLM_HOME to its folder",
+        )
+
+    async def _wait_until_gone(self, found: Instance) -> None:
+        if await _within(GONE_SECONDS, lambda: not _is_alive(found)):
+            return
+        raise CommandError(
+            CommandCode.IO_ERROR, f"the proxy (pid {found.pid}) said that it stopped, and lives; end it with kill -9"
+        )
+
+
+async def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether a condition, of which nobody is told, came true within this time."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while not condition():
+        if loop.time() > deadline:
+            return False
+        await asyncio.sleep(_POLL_SECONDS)
+    return True
+
+
+def _is_alive(found: Instance) -> bool:
+    return instance.identify(found.pid) == instance.ProcessIdentity(found.start_time, found.boot_id)
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> Answer:
+    line = await reader.readline()
+    if not line:
+        raise _did_not_start("it ended, or was stopped, before it was ready; its log may say why")
+    return msgspec.json.decode(line, type=Answer)
+
+
+def _did_not_start(reason: str) -> CommandError:
+    return CommandError(CommandCode.PROXY_INVALID_CONFIG, f"the proxy did not start: {reason}")
+
+
+def _handle(data: Any) -> Handle:
+    return msgspec.convert(data, Handle)
