@@ -102,7 +102,7 @@ class Pool:
         self._max_in_flight = max_in_flight
         self._on_failure = on_failure
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
-        self._idle: list[Connection] = []
+        self._waiting: list[Connection] = []
         self._open: set[Connection] = set()
         self._tls: ssl.SSLContext | None = None
         self._closed = False
@@ -112,6 +112,11 @@ class Pool:
     def origin(self) -> str:
         """`scheme://host:port` of the engine, for messages and logs."""
         return self._address.origin
+
+    @property
+    def idle(self) -> int:
+        """Connections that wait for a request."""
+        return len(self._waiting)
 
     async def send(self, request: UpstreamRequest) -> Response:
         """Send `request`, wait for the head of the answer.
@@ -157,8 +162,8 @@ class Pool:
             raise
 
     def _take_idle(self) -> Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
+        while self._waiting:
+            connection = self._waiting.pop()
             if connection.usable:
                 return connection
         return None
@@ -213,10 +218,10 @@ class Pool:
     def give_back(self, connection: Connection) -> None:
         """An exchange is over; keep the connection if it can be kept."""
         self.in_flight -= 1
-        if self._closed or len(self._idle) >= IDLE_UPSTREAM_CONNECTIONS:
+        if self._closed or len(self._waiting) >= IDLE_UPSTREAM_CONNECTIONS:
             connection.abort()
         elif connection.finish(self._idle_seconds):
-            self._idle.append(connection)
+            self._waiting.append(connection)
 
     def discard(self, connection: Connection) -> None:
         """An exchange is broken off."""
@@ -225,8 +230,8 @@ class Pool:
 
     def _on_lost(self, connection: Connection) -> None:
         self._open.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        if connection in self._waiting:
+            self._waiting.remove(connection)
 
     async def close(self, *, running: bool = False) -> None:
         """Close idle connections and keep none from now on; running exchanges finish, or end now if `running`.
@@ -234,8 +239,8 @@ class Pool:
         Returns when the closed ones are gone. A closed pool still sends: a request that began with it may finish.
         """
         self._closed = True
-        ending = list(self._open if running else self._idle)
-        self._idle.clear()
+        ending = list(self._open if running else self._waiting)
+        self._waiting.clear()
         for connection in ending:
             connection.abort()
         for connection in ending:

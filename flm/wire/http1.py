@@ -244,7 +244,7 @@ class ResponseReader:
         if self.head_complete:  # a trailer: nobody needs it
             return
         name = name.lower()
-        value = value.rstrip(b" \t")
+        value = value.rstrip(b" ")  # a tab stays: llhttp does not recognise `chunked` before one, so neither may we
         known = self.headers.get(name)
         self.headers[name] = value if known is None else known + b", " + value
 
