@@ -2,25 +2,27 @@
 //!
 //! It does not know scopes, labels or a database: it says whose key was presented, if it is valid, and no more.
 //!
-//! Strategy. An open-addressing hash table with linear probing, of twice as many entries as keys it may hold. Each entry
-//! is a latch (`latch.rs`): a version and two copies of a record. Readers take no lock and never wait. A writer killed at
-//! any instruction leaves every entry as it was before its last call, so taking a table over needs only a check and a
-//! count. An entry in use is never moved, so a reader that walks a chain cannot miss a key that stays in the table. A removed
-//! entry becomes a tombstone that a later key fills; tombstones at the end of a chain become empty again.
+//! Strategy. An open-addressing hash table with linear probing, of at least twice as many entries as keys it may hold.
+//! Each entry is a latch (`latch.rs`): a version and two copies of a record. Readers take no lock and never wait, and a
+//! writer killed at any instruction leaves every entry whole. Removing a key closes the gap in its chain by moving later
+//! keys down (tombstones would pile up until an unknown id costs a walk over the whole table). A key is copied to its new
+//! entry, then the count of moves is raised, then the old entry is overwritten; a reader that found nothing while the count
+//! changed looks again. A writer killed between copy and overwriting leaves one key twice, alike; `open_writer` mends that.
 //!
 //! A check costs one HMAC once the checksum is right, whether the id is known or not, and compares in constant time.
 //! Layout: header (magic, layout version, length; capacity, entries, offset of the table), then the entries.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use subtle::ConstantTimeEq;
 
 use crate::error::{Error, Result};
-use crate::keyformat::{self, Hasher, Id, DIGEST_LEN, SALT_LEN};
+use crate::keyformat::{self, Hasher, Id};
 use crate::latch;
 use crate::mapping::{Mapping, FIRST_OWN_WORD, HEADER, WORD};
+use crate::record::{join, pack, split, unpack, Record, DUMMY, EMPTY, RECORD_WORDS};
 
 /// Most keys a table may be made for: 2^20, a file of 512 MiB.
 pub const CAPACITY_MAX: usize = 1 << 20;
@@ -29,50 +31,22 @@ const MAGIC: [u8; 8] = *b"flm-keys";
 const CAPACITY_WORD: usize = FIRST_OWN_WORD;
 const ENTRIES_WORD: usize = FIRST_OWN_WORD + 1;
 const TABLE_OFFSET_WORD: usize = FIRST_OWN_WORD + 2;
+/// How many keys were ever moved to another entry. In a cache line of its own.
+const MOVES_WORD: usize = 2 * FIRST_OWN_WORD;
 
 /// Words of an entry: the version, then a record at 8 and one at 20; 256 bytes, four cache lines.
 const ENTRY_WORDS: usize = 32;
 const VERSION: usize = 0;
 const RECORD_AT: [usize; 2] = [8, 20];
-const RECORD_WORDS: usize = 12;
 
-/// How often a reader looks at one entry again because a writer changed it twice under its eyes. One further look is
-/// next to impossible already; the bound only makes sure that a reader ends.
+/// How often a reader looks at one entry, or at one chain, again because a writer changed it under its eyes. One further
+/// look is rare already; the bound makes sure that a reader ends. A key not found by then is not valid.
 const ATTEMPTS: usize = 64;
-
-const EMPTY: u64 = 0;
-const LIVE: u64 = 1;
-const REVOKED: u64 = 2;
-const TOMBSTONE: u64 = 3;
-
-/// What the table knows of a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// The public part of the key.
-    pub id: Id,
-    /// The caller's dense number of the key.
-    pub slot: u32,
-    /// Random bytes hashed before the secret.
-    pub salt: [u8; SALT_LEN],
-    /// HMAC-SHA256(pepper, salt || secret).
-    pub digest: [u8; DIGEST_LEN],
-    /// Unix milliseconds from which on the key is no longer valid; 0: never.
-    pub expires_at_ms: u64,
-    /// A revoked key is known and not valid.
-    pub revoked: bool,
-}
-
-enum State {
-    Empty,
-    Tombstone,
-    Occupied(Id),
-}
 
 /// Where a key is, or where it may be put.
 enum Place {
     At(usize),
     Free(usize),
-    Nowhere,
 }
 
 /// The table, as writer or as reader.
@@ -112,6 +86,7 @@ impl Keyring {
     /// Takes an existing table over as its writer, after the former one ended, however it ended.
     pub fn open_writer(fd: BorrowedFd<'_>) -> Result<Keyring> {
         let keyring = Keyring::over(Mapping::open(fd, MAGIC, true)?, None)?;
+        keyring.mend()?;
         *keyring.lock() = keyring.ids().len();
         Ok(keyring)
     }
@@ -144,7 +119,7 @@ impl Keyring {
     /// Adds a key or replaces what is known of it. Readers see the old record or the new one, nothing between.
     pub fn upsert(&self, record: &Record) -> Result<()> {
         let mut count = self.write_access()?;
-        let at = match self.find(&record.id) {
+        let at = match self.find(&record.id)? {
             Place::At(at) => at,
             Place::Free(at) if *count < self.capacity => {
                 *count += 1;
@@ -164,26 +139,27 @@ impl Keyring {
     /// Takes a key out of the table. False if it was not there.
     pub fn remove(&self, id: &Id) -> Result<bool> {
         let mut count = self.write_access()?;
-        let Place::At(mut at) = self.find(id) else {
+        let Place::At(at) = self.find(id)? else {
             return Ok(false);
         };
         *count -= 1;
-        self.store(at, &tagged(TOMBSTONE));
-        // No chain leads past a tombstone before an empty entry: from the end of the chain backwards they become empty.
-        while matches!(self.state(at), State::Tombstone) && matches!(self.state(self.after(at)), State::Empty) {
-            self.store(at, &tagged(EMPTY));
-            at = at.wrapping_sub(1) & (self.entries - 1);
-        }
+        self.close_gap(at);
         Ok(true)
     }
 
-    /// The ids of all keys in the table, revoked and expired ones too, in no order.
+    /// The ids of all keys in the table, revoked and expired ones too, sorted.
     pub fn ids(&self) -> Vec<Id> {
-        let occupied = |at| match self.state(at) {
-            State::Occupied(id) => Some(id),
-            _ => None,
-        };
-        (0..self.entries).filter_map(occupied).collect()
+        let mut ids = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let moves = self.moves();
+            ids = (0..self.entries).filter_map(|at| self.id_at(at)).collect();
+            if self.moves() == moves {
+                break;
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup(); // a key that was being moved
+        ids
     }
 
     /// Whose key was presented, and that key's slot. `None` for every cause why it is not valid: malformed, unknown,
@@ -209,21 +185,29 @@ impl Keyring {
     /// What the table knows of a key.
     pub fn record(&self, id: &Id) -> Option<Record> {
         let (low, high) = split(id);
+        for _ in 0..ATTEMPTS {
+            let moves = self.moves();
+            let found = self.walk(low, high);
+            if found.is_some() || self.moves() == moves {
+                return found;
+            }
+        }
+        None
+    }
+
+    /// One walk along the chain of an id.
+    fn walk(&self, low: u64, high: u32) -> Option<Record> {
         let mut at = self.home(low, high);
         for _ in 0..self.entries {
-            let entry = self.entry(at);
-            let look = |copy: usize| {
-                let words = &entry[RECORD_AT[copy]..][..RECORD_WORDS];
+            let look = |words: &[AtomicU64]| {
                 let tag = words[0].load(Ordering::Relaxed);
                 let same = words[1].load(Ordering::Relaxed) == low && words[2].load(Ordering::Relaxed) as u32 == high;
-                (
-                    tag,
-                    (same && holds_key(tag)).then(|| std::array::from_fn(|i| words[i].load(Ordering::Relaxed))),
-                )
+                let found = (same && tag != EMPTY).then(|| std::array::from_fn(|i| words[i].load(Ordering::Relaxed)));
+                (tag, found)
             };
-            match latch::read(&entry[VERSION], ATTEMPTS, look) {
-                Some((_, (EMPTY, _))) => return None,
-                Some((_, (_, Some(words)))) => return Some(unpack(&words)),
+            match self.load(at, look) {
+                Some((EMPTY, _)) => return None,
+                Some((_, Some(words))) => return Some(unpack(&words)),
                 _ => at = self.after(at),
             }
         }
@@ -258,32 +242,82 @@ impl Keyring {
         self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The key's entry, else the first entry of its chain that may take it. For the writer.
-    fn find(&self, id: &Id) -> Place {
+    /// The key's entry, else the empty one at the end of its chain. For the writer.
+    fn find(&self, id: &Id) -> Result<Place> {
         let (low, high) = split(id);
         let mut at = self.home(low, high);
-        let mut free = None;
         for _ in 0..self.entries {
-            match self.state(at) {
-                State::Occupied(found) if found == *id => return Place::At(at),
-                State::Occupied(_) => (),
-                State::Tombstone => free = free.or(Some(at)),
-                State::Empty => return Place::Free(free.unwrap_or(at)),
+            match self.id_at(at) {
+                Some(found) if found == *id => return Ok(Place::At(at)),
+                Some(_) => at = self.after(at),
+                None => return Ok(Place::Free(at)),
             }
-            at = self.after(at);
         }
-        free.map_or(Place::Nowhere, Place::Free)
+        Err(Error::Layout(
+            "the keyring has no empty entry, which its writer never lets happen: damaged".into(),
+        ))
     }
 
-    fn state(&self, at: usize) -> State {
-        let entry = self.entry(at);
-        let look =
-            |copy: usize| std::array::from_fn::<u64, 3, _>(|i| entry[RECORD_AT[copy] + i].load(Ordering::Relaxed));
-        match latch::read(&entry[VERSION], ATTEMPTS, look) {
-            Some((_, [EMPTY, ..])) => State::Empty,
-            Some((_, [tag, low, high])) if holds_key(tag) => State::Occupied(join(low, high as u32)),
-            _ => State::Tombstone,
+    /// Empties an entry so that no chain is broken: every later key of the chain that may stand nearer to its home moves
+    /// into the gap, and leaves the next one. Each store is whole, so a reader sees the key at one place at least.
+    fn close_gap(&self, mut gap: usize) {
+        let mut at = gap;
+        for _ in 0..self.entries {
+            at = self.after(at);
+            let Some(words) = self.load(at, copy_words).filter(|words| words[0] != EMPTY) else {
+                break;
+            };
+            let home = self.home(words[1], words[2] as u32);
+            let from_home = |entry: usize| entry.wrapping_sub(home) & (self.entries - 1);
+            if from_home(gap) < from_home(at) {
+                self.store(gap, &words);
+                self.count_move();
+                gap = at;
+            }
         }
+        self.store(gap, &[EMPTY; RECORD_WORDS]);
+    }
+
+    /// Finishes the removal during which a former writer was killed: of a key that is there twice, the later one goes.
+    fn mend(&self) -> Result<()> {
+        for at in 0..self.entries {
+            let Some(id) = self.id_at(at) else { continue };
+            if !matches!(self.find(&id)?, Place::At(first) if first == at) {
+                self.count_move(); // the former writer may not have come to it
+                self.close_gap(at);
+                break; // one call is in the making at a time, and it leaves one key twice at most
+            }
+        }
+        Ok(())
+    }
+
+    /// Raises the count of moves, after a key was copied and before its old entry is overwritten.
+    fn count_move(&self) {
+        // Release: whoever sees the raised count sees the copy.
+        self.mapping.word(MOVES_WORD).fetch_add(1, Ordering::Release);
+    }
+
+    /// The count of moves. A reader that passed an entry before a key was copied into it, and came to the key's old entry
+    /// after that was overwritten, sees the count raised: the fences pair with the release orderings of
+    /// `count_move` and of the latch.
+    fn moves(&self) -> u64 {
+        fence(Ordering::Acquire);
+        let moves = self.mapping.word(MOVES_WORD).load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        moves
+    }
+
+    fn id_at(&self, at: usize) -> Option<Id> {
+        let words = self.load(at, copy_words)?;
+        (words[0] != EMPTY).then(|| join(words[1], words[2] as u32))
+    }
+
+    fn load<T>(&self, at: usize, look: impl Fn(&[AtomicU64]) -> T) -> Option<T> {
+        let entry = self.entry(at);
+        latch::read(&entry[VERSION], ATTEMPTS, |copy| {
+            look(&entry[RECORD_AT[copy]..][..RECORD_WORDS])
+        })
+        .map(|(_, value)| value)
     }
 
     fn store(&self, at: usize, words: &[u64; RECORD_WORDS]) {
@@ -300,8 +334,12 @@ impl Keyring {
     }
 
     fn home(&self, low: u64, high: u32) -> usize {
-        // Ids are random, and only FLM's own come into the table: the multiplication spreads base62 over all bits.
-        let mixed = (low ^ u64::from(high).rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        // Two rounds of xor-shift and multiplication let every bit of the id reach the low bits. Not keyed: only ids that FLM
+        // drew at random come into the table.
+        let mut mixed = low ^ u64::from(high).rotate_left(32);
+        for _ in 0..2 {
+            mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        }
         (mixed >> 32) as usize & (self.entries - 1)
     }
 
@@ -310,70 +348,10 @@ impl Keyring {
     }
 }
 
-/// Stands in for an unknown id, so that its check takes as long as any other.
-const DUMMY: Record = Record {
-    id: [0; 12],
-    slot: 0,
-    salt: [0; SALT_LEN],
-    digest: [0; DIGEST_LEN],
-    expires_at_ms: 0,
-    revoked: true,
-};
-
-fn holds_key(tag: u64) -> bool {
-    tag == LIVE || tag == REVOKED
+fn copy_words(words: &[AtomicU64]) -> [u64; RECORD_WORDS] {
+    std::array::from_fn(|i| words[i].load(Ordering::Relaxed))
 }
 
-fn split(id: &Id) -> (u64, u32) {
-    let (low, high) = id.split_at(8);
-    (
-        u64::from_le_bytes(low.try_into().unwrap_or_default()),
-        u32::from_le_bytes(high.try_into().unwrap_or_default()),
-    )
-}
-
-fn join(low: u64, high: u32) -> Id {
-    let mut id = [0; 12];
-    id[..8].copy_from_slice(&low.to_le_bytes());
-    id[8..].copy_from_slice(&high.to_le_bytes());
-    id
-}
-
-fn tagged(tag: u64) -> [u64; RECORD_WORDS] {
-    let mut words = [0; RECORD_WORDS];
-    words[0] = tag;
-    words
-}
-
-/// Words of a record: tag, id (8 + 4 bytes), slot, expiry, salt (2), digest (4), one spare.
-fn pack(record: &Record) -> [u64; RECORD_WORDS] {
-    let (low, high) = split(&record.id);
-    let mut words = tagged(if record.revoked { REVOKED } else { LIVE });
-    words[1..5].copy_from_slice(&[low, u64::from(high), u64::from(record.slot), record.expires_at_ms]);
-    for (word, bytes) in words[5..11]
-        .iter_mut()
-        .zip(record.salt.chunks_exact(WORD).chain(record.digest.chunks_exact(WORD)))
-    {
-        *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
-    }
-    words
-}
-
-fn unpack(words: &[u64; RECORD_WORDS]) -> Record {
-    let mut record = Record {
-        id: join(words[1], words[2] as u32),
-        slot: words[3] as u32,
-        expires_at_ms: words[4],
-        revoked: words[0] != LIVE,
-        ..DUMMY
-    };
-    for (bytes, word) in record
-        .salt
-        .chunks_exact_mut(WORD)
-        .chain(record.digest.chunks_exact_mut(WORD))
-        .zip(&words[5..11])
-    {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
-    record
-}
+#[cfg(test)]
+#[path = "keyring_tests.rs"]
+mod tests;

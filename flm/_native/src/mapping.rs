@@ -166,3 +166,83 @@ fn file_length(file: &File) -> Result<u64> {
         .map(|data| data.len())
         .map_err(|e| Error::Io("read the file's length", e))
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::sync::atomic::AtomicUsize;
+
+    const KIND: [u8; 8] = *b"testfile";
+
+    /// An empty file that has no name any more.
+    pub(crate) fn scratch() -> File {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("flm-native-{}-{number}", std::process::id()));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file
+    }
+
+    fn refusal(file: &File) -> String {
+        Mapping::open(file.as_fd(), KIND, false)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn what_one_mapping_stores_another_loads() {
+        let file = scratch();
+        let writer = Mapping::create(file.as_fd(), HEADER + WORD).unwrap();
+        writer.seal(KIND);
+        let reader = Mapping::open(file.as_fd(), KIND, false).unwrap();
+        writer.word(HEADER / WORD).store(7, Ordering::Relaxed);
+        assert_eq!(reader.word(HEADER / WORD).load(Ordering::Relaxed), 7);
+        assert!(writer.writable() && !reader.writable());
+    }
+
+    #[test]
+    fn a_file_in_use_is_not_laid_out_again() {
+        let file = scratch();
+        Mapping::create(file.as_fd(), HEADER).unwrap();
+        let again = Mapping::create(file.as_fd(), HEADER).map(|_| ()).unwrap_err();
+        assert!(again.to_string().contains("not empty"), "{again}");
+    }
+
+    #[test]
+    fn each_kind_of_wrong_file_is_refused_by_name() {
+        let file = scratch();
+        assert!(refusal(&file).contains("never completed"));
+        let mapping = Mapping::create(file.as_fd(), HEADER).unwrap();
+        assert!(refusal(&file).contains("magic")); // the maker died before `seal`
+        mapping.seal(KIND);
+        mapping.word(VERSION_WORD).store(LAYOUT_VERSION + 1, Ordering::Relaxed);
+        assert!(refusal(&file).contains("layout version 2"));
+        mapping.word(VERSION_WORD).store(LAYOUT_VERSION, Ordering::Relaxed);
+        file.set_len((HEADER * 2) as u64).unwrap();
+        assert!(refusal(&file).contains("damaged"));
+    }
+
+    #[test]
+    fn a_descriptor_that_cannot_write_is_an_error() {
+        let file = scratch();
+        let read_only = File::open(format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
+        if let Ok(read_only) = read_only {
+            assert!(matches!(Mapping::create(read_only.as_fd(), HEADER), Err(Error::Io(..))));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "outside the mapping")]
+    fn a_word_behind_the_end_is_a_panic() {
+        let file = scratch();
+        Mapping::create(file.as_fd(), HEADER).unwrap().word(HEADER / WORD);
+    }
+}

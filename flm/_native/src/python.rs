@@ -9,6 +9,7 @@ use pyo3::types::PyBytes;
 
 use crate::error::Error;
 use crate::keyformat::{self, Hasher, DIGEST_LEN, SALT_LEN};
+use crate::record::Record;
 use crate::{keyring, shared};
 
 pyo3::create_exception!(
@@ -96,7 +97,7 @@ impl Keyring {
             .try_into()
             .map_err(|_| Error::Argument("a digest has 32 bytes"))?;
         let id = keyformat::parse_id(key_id)?;
-        let record = keyring::Record {
+        let record = Record {
             id,
             slot,
             salt: fixed_salt(salt)?,

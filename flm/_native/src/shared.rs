@@ -209,3 +209,95 @@ impl Shared {
 fn place_words(bytes: usize) -> usize {
     1 + bytes.div_ceil(WORD)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mapping::tests::scratch;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn every_size_comes_back_as_published() {
+        let file = scratch();
+        let writer = Shared::create(file.as_fd(), 1, 40).unwrap();
+        let reader = Shared::attach(file.as_fd()).unwrap();
+        assert_eq!(reader.snapshot().unwrap(), (0, vec![]));
+        for (epoch, size) in (1..).zip((0..=40).chain((0..40).rev())) {
+            let bytes: Vec<u8> = (0..size).map(|n| n ^ epoch as u8).collect();
+            assert_eq!(writer.publish(&bytes).unwrap(), epoch);
+            assert_eq!(reader.epoch(), epoch);
+            assert_eq!(reader.snapshot().unwrap(), (epoch, bytes));
+        }
+        assert!(writer.publish(&[0; 41]).unwrap_err().to_string().contains("41 bytes"));
+        assert_eq!(reader.epoch(), 81);
+    }
+
+    #[test]
+    fn a_publisher_killed_half_way_changes_nothing() {
+        let file = scratch();
+        let killed = Shared::create(file.as_fd(), 1, 64).unwrap();
+        killed.publish(b"in force").unwrap();
+        let spare = killed.snapshots[0];
+        killed
+            .mapping
+            .words(spare, 9)
+            .iter()
+            .for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+        let heir = Shared::attach(file.as_fd()).unwrap();
+        assert_eq!(heir.snapshot().unwrap(), (1, b"in force".to_vec()));
+        assert_eq!(heir.publish(b"next").unwrap(), 2);
+        assert_eq!(killed.snapshot().unwrap(), (2, b"next".to_vec()));
+    }
+
+    #[test]
+    fn each_slot_counts_for_itself() {
+        let file = scratch();
+        let shared = Shared::create(file.as_fd(), 3, 1).unwrap();
+        for slot in 0..3 {
+            shared.beat(slot, 100 + slot as u64).unwrap();
+            (0..COUNTERS).for_each(|counter| shared.add(slot, counter, (slot * COUNTERS + counter) as i64).unwrap());
+        }
+        let other = Shared::attach(file.as_fd()).unwrap();
+        for slot in 0..3 {
+            assert_eq!(other.last_beat(slot).unwrap(), 100 + slot as u64);
+            (0..COUNTERS).for_each(|n| assert_eq!(other.counter(slot, n).unwrap(), (slot * COUNTERS + n) as u64));
+        }
+        other.add(1, 0, -(COUNTERS as i64) - 1).unwrap();
+        assert_eq!(shared.counter(1, 0).unwrap(), u64::MAX);
+        assert!(
+            shared.beat(3, 0).is_err() && shared.counter(0, COUNTERS).is_err() && shared.add(0, COUNTERS, 1).is_err()
+        );
+        assert_eq!(shared.snapshot().unwrap(), (0, vec![])); // the blocks do not reach into the snapshots
+    }
+
+    #[test]
+    fn a_header_that_contradicts_itself_is_refused() {
+        let cases = [
+            (WORKER_SLOTS_WORD, 2000),
+            (WORKER_SLOTS_WORD, u64::MAX),
+            (SNAPSHOT_CAPACITY_WORD, 100_000),
+        ];
+        for (word, value) in cases
+            .into_iter()
+            .chain([(EPOCH_OFFSET_WORD, 1 << 40), (BLOCKS_OFFSET_WORD, 4097)])
+        {
+            let file = scratch();
+            let shared = Shared::create(file.as_fd(), 3, 1).unwrap();
+            shared.mapping.word(word).store(value, Ordering::Relaxed);
+            assert!(
+                matches!(Shared::attach(file.as_fd()), Err(Error::Layout(_))),
+                "{word} {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_out_of_bounds_are_refused() {
+        for (slots, capacity) in [(0, 1), (WORKER_SLOTS_MAX + 1, 1), (1, 0), (1, SNAPSHOT_MAX + 1)] {
+            assert!(matches!(
+                Shared::create(scratch().as_fd(), slots, capacity),
+                Err(Error::Argument(_))
+            ));
+        }
+    }
+}
