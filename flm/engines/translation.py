@@ -71,10 +71,7 @@ class AnswerTranslation:
         if self._refused is not None:
             raise refusal(self._status, bytes(self._refused), self.long_field)
         out = bytearray()
-        try:
-            self._end(out)
-        except RequestError as error:
-            self._fail(error, out)
+        self._end(out)
         return bytes(out)
 
     def _fail(self, error: RequestError, out: bytearray) -> None:
@@ -87,7 +84,7 @@ class AnswerTranslation:
         raise NotImplementedError
 
     def _end(self, out: bytearray) -> None:
-        """The engine's body has ended: append the rest, or raise if the answer is not whole."""
+        """The engine's body has ended: append the rest, or raise if the answer is not whole (the rest is then lost)."""
         raise NotImplementedError
 
 
