@@ -135,6 +135,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
+            if self._in_head:
+                self._grow_head(len(data))
         except httptools.HttpParserUpgrade:
             self._refuse(400, "this server upgrades to no other protocol")
         except httptools.HttpParserError as error:
@@ -147,23 +149,24 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._body = bytearray()
         self._head_size = 0
+        self._in_head = False
         self._refused = False
 
     def on_message_begin(self) -> None:
         self._reset()
+        self._in_head = True
         if self._idle:
             self._idle.cancel()
             self._idle = None
 
     def on_url(self, url: bytes) -> None:
         self._target += url
-        self._grow_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
-        self._grow_head(len(name) + len(value) + 4)
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         for name, value in self._headers:
             if name == b"expect" and value.lower() == b"100-continue":
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -200,6 +203,7 @@ class Connection(asyncio.Protocol):
             self._begin(request)
 
     def _grow_head(self, size: int) -> None:
+        """Bytes of a head that is not yet whole: the parser keeps an unfinished header to itself."""
         self._head_size += size
         if self._head_size > MAX_HEAD:
             self._refuse(431, "the request head is too large")
