@@ -23,6 +23,7 @@ import msgspec
 ACQUIRE_SECONDS: Final = 2.0  # a `status` holds the lock for microseconds, a `start` for longer: see `acquire`
 _POLL_SECONDS: Final = 0.01
 _LINUX = sys.platform.startswith("linux")
+_START_TIME: Final = 19  # field 22 of the line, counted from the state (field 3)
 _RECORD_BYTES: Final = 65_536  # far more than a record has; a decoy of a gigabyte is not read
 
 
@@ -149,13 +150,18 @@ def _try(descriptor: int, kind: int) -> bool:
 
 
 def _linux_start_time(pid: int) -> str | None:
-    """Field 22 of /proc/pid/stat (proc(5)): clock ticks after boot. The name before it may hold blanks and `)`."""
+    """Field 22 of /proc/pid/stat (proc(5)): clock ticks after boot. The name before it may hold blanks and `)`.
+
+    None for a zombie: it is dead, and only waits for its parent, which may take its time.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
     fields = stat[stat.rfind(b")") + 1 :].split()
-    return fields[19].decode("ascii") if len(fields) > 19 else None
+    if len(fields) <= _START_TIME or fields[0] in (b"Z", b"X"):
+        return None
+    return fields[_START_TIME].decode("ascii")
 
 
 def _ps_start_time(pid: int) -> str | None:

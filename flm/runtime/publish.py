@@ -65,11 +65,11 @@ class Publisher:
         self._config = self._security = None
 
     async def key_count(self) -> int:
-        return len(await key_rows.all_keys(self._databases()[1]))
+        return len(await key_rows.all_keys(self.databases()[1]))
 
     async def load_settings(self) -> Resolved:
         """The settings as they stand. Raises CONFIG_INVALID, DB_ERROR; what was loaded before stays."""
-        config, _ = self._databases()
+        config, _ = self.databases()
         self.resolved = resolve(await setting_rows.all_settings(config), os.environ, self._flags)
         return self.resolved
 
@@ -79,7 +79,7 @@ class Publisher:
         Raises CommandError; then what was in force stays.
         """
         async with self._turn:
-            config, security = self._databases()
+            config, security = self.databases()
             seen = (await config.generation(), await security.generation())
             resolved = resolve(await setting_rows.all_settings(config), os.environ, self._flags)
             aliases = await engine_rows.aliases(config)
@@ -95,18 +95,10 @@ class Publisher:
             self.last_error = None
             return epoch
 
-    async def refresh_if_changed(self, memory: Memory) -> bool:
-        """Publish if somebody changed a database meanwhile. Errors are kept in `last_error`, not raised."""
-        try:
-            config, security = self._databases()
-            if (await config.generation(), await security.generation()) == self._seen:
-                self.last_error = None
-                return False
-            await self.refresh(memory)
-        except CommandError as error:
-            self.last_error = error.message
-            return False
-        return True
+    async def changed(self) -> bool:
+        """Whether somebody changed a database since the last refresh. Raises DB_ERROR."""
+        config, security = self.databases()
+        return (await config.generation(), await security.generation()) != self._seen
 
     async def chat_key(self, memory: Memory) -> str:
         """A key that works for CHAT_KEY_SECONDS and is written down nowhere."""
@@ -150,7 +142,8 @@ class Publisher:
                 keyring.upsert(key_id, slot, salt, digest, expires, False)
                 self._entries[key_id] = entry
 
-    def _databases(self) -> tuple[Database, Database]:
+    def databases(self) -> tuple[Database, Database]:
+        """config.db and security.db. Raises DB_ERROR if they could not be opened."""
         if self._config is None or self._security is None:
             raise CommandError(CommandCode.DB_ERROR, "the databases are not open; the log says why")
         return self._config, self._security

@@ -34,8 +34,10 @@ from flm.runtime.generations import Generations
 from flm.runtime.logfile import LogDrain, RotatedFile, Sink, Terminal
 from flm.runtime.loglines import LogLines, install, timestamp
 from flm.runtime.memory import Memory
+from flm.runtime.prober import FIRST_ROUND_SECONDS, Prober, describe_change
 from flm.runtime.publish import Publisher
 from flm.runtime.status import Handle, describe
+from flm.snapshot import Engine, decode
 from flm.store.folder import Folder, secure_folder
 
 TICK_SECONDS: Final = 1.0  # how soon a change by others holds, and a hung worker is looked for
@@ -56,6 +58,7 @@ class Supervisor:
         self._id = resumed.instance_id if resumed else uuid4().hex
         self._started_at = resumed.started_at if resumed else timestamp(time.time())
         self._publisher = Publisher(self._folder, boot.flags, self._id)
+        self._prober = Prober()
         self._drain: LogDrain | None = None
         self._own_log: tuple[int, int] = (-1, -1)
         self._memory: Memory
@@ -119,12 +122,17 @@ class Supervisor:
         self._memory = Memory.create(self._folder.run, await self._publisher.key_count())
         self._generations = self._new_generations(listening, os.pipe())
         self._handle_signals()
+        await self._prober.recall(self._publisher.databases()[0], time.time() - settings.engine_cache_ttl_seconds)
         await self._publisher.refresh(self._memory)
         self._control_socket = control.listen(self._folder.run / "control.sock")
         self._begin_background()
         self._write_record(settings)
         self._warn_of_limits(settings)
+        first_round = asyncio.create_task(self._look_for_engines())
+        self._tasks.append(first_round)
         await self._unless_stopped(self._generations.replace(settings))
+        if not self._stop_seconds.done():
+            await asyncio.wait([first_round], timeout=FIRST_ROUND_SECONDS)
 
     async def _resume(self, state: SupervisorState) -> None:
         """Go on where the former image of this process left; its workers are serving all the while."""
@@ -139,6 +147,7 @@ class Supervisor:
         self._memory = adopted or Memory.create(self._folder.run, 0)
         if adopted is not None:
             self._publisher.adopt(adopted.keyring, state.chat_keys)
+            self._publisher.engines = _published_engines(adopted)
         self._generations = self._new_generations(listening, state.life_fds)
         self._generations.number = state.generation
         self._generations.crew.adopt(state.workers)
@@ -157,6 +166,9 @@ class Supervisor:
             await self._publisher.open()
             settings = (await self._publisher.load_settings()).settings
             self._install_log(settings)
+            await self._prober.recall(self._publisher.databases()[0], 0.0)
+            if not self._publisher.engines:
+                await self._look_for_engines()
             await self._publisher.refresh(self._memory)
             await self._generations.replace(settings)
             self._write_record(settings)
@@ -209,7 +221,8 @@ class Supervisor:
     def _begin_background(self) -> None:
         self._control = ControlServer(self._control_socket, self._answer)
         self._control.start()
-        self._tasks = [asyncio.create_task(self._look_after())]
+        watches = (self._watch_workers(), self._watch_databases(), self._watch_engines())
+        self._tasks = [asyncio.create_task(watch) for watch in watches]
 
     async def _end_background(self) -> None:
         for task in self._tasks:
@@ -217,20 +230,52 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
-    async def _look_after(self) -> None:
+    async def _watch_workers(self) -> None:
         while True:
             before = time.monotonic()
             await asyncio.sleep(TICK_SECONDS)
             if time.monotonic() - before < 3 * TICK_SECONDS:  # else this process itself was stopped: beats are old
                 self._generations.tick()
-            if await self._publisher.refresh_if_changed(self._memory):
-                log.info("a change of keys, engines or settings by another program is in force")
+
+    async def _watch_databases(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                if await self._publisher.changed():
+                    await self._refresh()
+                    log.info("a change of keys, engines or settings by another program is in force")
+            except CommandError as error:
+                self._publisher.last_error = error.message
+
+    async def _watch_engines(self) -> None:
+        while True:
+            await asyncio.sleep(self._publisher.resolved.settings.engine_check_interval_seconds)
+            await self._look_for_engines()
+
+    async def _look_for_engines(self) -> None:
+        """One round of the prober; what changed is in force afterwards."""
+        try:
+            before = self._publisher.engines
+            if await self._prober.look(*self._publisher.databases(), self._publisher.resolved.settings):
+                self._publisher.engines = self._prober.engines
+                log.info("engines: %s", describe_change(before, self._prober.engines))
+                await self._publisher.refresh(self._memory)
+        except CommandError as error:
+            self._publisher.last_error = error.message
+        except TimeoutError:
+            log.warning("a round of looking for engines took too long and was given up")
+
+    async def _refresh(self) -> int:
+        """Everything as the databases have it now is in force when this returns; its epoch."""
+        if await self._prober.registered_changed(*self._publisher.databases()):
+            await self._look_for_engines()
+        return await self._publisher.refresh(self._memory)
 
     async def _answer(self, request: Request, connection: socket.socket) -> object:
         if request.op == "status":
             return self.handle()
         if request.op == "refresh":
-            return {"epoch": await self._publisher.refresh(self._memory)}
+            return {"epoch": await self._refresh()}
         if request.op == "chat-key":
             return {"key": await self._publisher.chat_key(self._memory)}
         if request.op == "stop":
@@ -251,7 +296,7 @@ class Supervisor:
             try:
                 settings = (await self._publisher.load_settings()).settings
                 self._refuse_other_address(settings)
-                await self._publisher.refresh(self._memory)
+                await self._refresh()
                 await self._generations.replace(settings)
                 self._install_log(settings)
             finally:
@@ -421,6 +466,14 @@ def _descriptors(state: SupervisorState) -> list[int]:
     single = [state.boot.lock_fd, state.shared_fd, state.keyring_fd, state.control_fd]
     reply = [state.reply_fd] if state.reply_fd is not None else []
     return [*single, *reply, *state.listening_fds, *state.life_fds, *state.log_fds, *state.own_log_fds, *workers]
+
+
+def _published_engines(memory: Memory) -> tuple[Engine, ...]:
+    """The engines in force; none if what was published is of another version's shape."""
+    try:
+        return decode(memory.shared.snapshot()[1]).engines
+    except msgspec.MsgspecError:
+        return ()
 
 
 def _kept(descriptor: int) -> int:

@@ -68,13 +68,15 @@ _orders = msgspec.json.Decoder(Order)
 class Worker:
     """Serves until it is told to go."""
 
-    def __init__(self, boot: WorkerBoot, app: ServedApp, shared: Shared, control: socket.socket) -> None:
+    def __init__(
+        self, boot: WorkerBoot, app: ServedApp, shared: Shared, control: socket.socket, voice: socket.socket
+    ) -> None:
         self._boot = boot
         self._app = app
         self._shared = shared
         self._control = control
+        self._voice = voice
         self._going: asyncio.Task[None] | None = None
-        self._aborted = asyncio.Event()
         self._gone = asyncio.Event()
         self._listeners = [
             Listener(app, fd, header_timeout=boot.header_timeout, connections=boot.connections)
@@ -160,7 +162,7 @@ class Worker:
 
     def _say(self, word: Word) -> None:
         with contextlib.suppress(OSError):
-            self._control.send(msgspec.json.encode(word) + b"\n")
+            self._voice.send(msgspec.json.encode(word) + b"\n")
 
 
 _ENDED: Final = "FLM is stopping or being replaced and this answer took longer than it could wait; ask again"
@@ -172,6 +174,7 @@ def run(boot: WorkerBoot, create_app: CreateApp) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     control = socket.socket(fileno=boot.control_fd)
     control.setblocking(False)
+    voice = control.dup()  # the other one is closed by its stream, also when there is still something to say
     shared = Shared.attach(boot.shared_fd)
     lines = LogLines(boot.log_fd, lambda count: shared.add(boot.cell, LOG_DROPPED, count))
     os.dup2(boot.log_fd, 2)  # a crash's last words belong to the log as well
@@ -180,16 +183,18 @@ def run(boot: WorkerBoot, create_app: CreateApp) -> None:
         with open(boot.pepper, "rb") as file:
             keyring = Keyring.attach(boot.keyring_fd, file.read())
         app = create_app(Services(shared, keyring, boot.cell, lines.write))
-        uvloop.run(_serve(boot, app, shared, control))
+        uvloop.run(_serve(boot, app, shared, control, voice))
     except Exception as error:
         log.exception("the worker cannot go on")
-        _say_failed(control, error)
+        _say_failed(voice, error)
         _exit(1)
     _exit(0)
 
 
-async def _serve(boot: WorkerBoot, app: ServedApp, shared: Shared, control: socket.socket) -> None:
-    worker = Worker(boot, app, shared, control)
+async def _serve(
+    boot: WorkerBoot, app: ServedApp, shared: Shared, control: socket.socket, voice: socket.socket
+) -> None:
+    worker = Worker(boot, app, shared, control, voice)
     loop = asyncio.get_running_loop()
     threading.Thread(
         target=_watch_supervisor, args=(boot.life_fd, loop, worker.orphaned), name="life", daemon=True
@@ -206,11 +211,11 @@ def _watch_supervisor(life_fd: int, loop: asyncio.AbstractEventLoop, orphaned: C
     _exit(1)
 
 
-def _say_failed(control: socket.socket, error: Exception) -> None:
+def _say_failed(voice: socket.socket, error: Exception) -> None:
     plain = isinstance(error, NotServingError)
     text = str(error) if plain else f"{type(error).__name__}: {error}".removesuffix(": ")
     with contextlib.suppress(OSError):
-        control.send(msgspec.json.encode(Word("failed", text[:1000])) + b"\n")
+        voice.send(msgspec.json.encode(Word("failed", text[:1000])) + b"\n")
 
 
 def _exit(code: int) -> None:
