@@ -128,7 +128,7 @@ class Connection(asyncio.BufferedProtocol):
             if self.error is not None:
                 raise self.error
             await self._wait()
-        self._deadline = total_at
+        self._rest()
 
     async def _send_slices(self, head: bytes, body: bytes) -> None:
         self._unsent = True
@@ -157,7 +157,7 @@ class Connection(asyncio.BufferedProtocol):
             gap = self._timeouts.between_bytes
             self._expect(gap, f"sent nothing for {gap:g} s in the middle of its answer")
             await self._wait()
-            self._deadline = self._total_at
+            self._rest()
         return self._take()
 
     def _take(self) -> bytes:
@@ -189,12 +189,21 @@ class Connection(asyncio.BufferedProtocol):
 
     def _expect(self, seconds: float, late: str) -> None:
         """Something must happen within `seconds`; `late` completes "the engine at … ", empty for an idle connection."""
-        self._late = late
-        self._set_deadline(min(self._loop.time() + seconds, self._total_at))
+        when = self._loop.time() + seconds
+        if when > self._total_at:
+            self._rest()
+        else:
+            self._late = late
+            self._set_deadline(when)
+
+    def _rest(self) -> None:
+        """Nothing is waited for; only the exchange as a whole may not take longer than allowed."""
+        self._late = ""
+        self._set_deadline(self._total_at)
 
     def _set_deadline(self, when: float) -> None:
         self._deadline = when
-        if when < self._timer_at:
+        if when < self._timer_at:  # never true for "no deadline"
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = when
@@ -209,7 +218,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._idle:
             self.abort()
         else:
-            late = "was not done within the total time allowed" if self._total_at <= now + 0.001 else self._late
+            late = self._late or f"was not done within {self._timeouts.total:g} s"
             self._fail(RequestError(ErrorKind.ENGINE_TIMEOUT, f"the engine at {self._name} {late}"))
 
     # --- the one waiter ----------------------------------------------------------------------------------------------

@@ -68,19 +68,19 @@ class Peer:
 
     def next_request(self) -> bytes | None:
         """The next whole request among the recorded bytes."""
-        rest = bytes(self.received[self._consumed :])
-        head, separator, body = rest.partition(b"\r\n\r\n")
-        if not separator:
+        head_end = self.received.find(b"\r\n\r\n", self._consumed)
+        if head_end < 0:
             return None
         length = 0
-        for line in head.split(b"\r\n")[1:]:
+        for line in bytes(self.received[self._consumed : head_end]).split(b"\r\n")[1:]:
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length":
                 length = int(value)
-        if len(body) < length:
+        end = head_end + 4 + length
+        if len(self.received) < end:
             return None
-        request = rest[: len(head) + 4 + length]
-        self._consumed += len(request)
+        request = bytes(self.received[self._consumed : end])
+        self._consumed = end
         return request
 
 
