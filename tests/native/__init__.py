@@ -1,0 +1,1 @@
+"""Tests of the native crate through Python: what one process can see, and several processes at once."""
