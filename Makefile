@@ -33,7 +33,7 @@ lint: $(STAMP) ## ruff, mypy, stubtest, clippy, rustfmt
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m mypy.stubtest flm._native._ext
-	@cargo clippy --quiet --locked --all-targets --no-default-features -- -D warnings
+	@PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo clippy --quiet --locked --all-targets -- -D warnings
 	@cargo fmt --check
 
 format: $(STAMP) ## rewrite the code as the formatters want it

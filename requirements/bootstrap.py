@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements" / "dev.lock"
-OLDEST_RUST = (1, 83)
+OLDEST_RUST = (1, 85)
 
 
 def fail(message: str) -> None:
