@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -49,8 +50,9 @@ def test_several_starts_at_once_make_one_engine(folder: Path) -> None:
 def test_after_a_kill_it_is_not_taken_for_running(folder: Path) -> None:
     first = process.start(folder)
     os.kill(first.pid, signal.SIGKILL)
-    while process.find(folder) is not None:
-        threading.Event().wait(0.01)
+    with open(folder / "demo.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # comes to us when the killed process is gone
+    assert process.find(folder) is None
     second = process.start(folder)
     assert second.pid != first.pid
 

@@ -67,9 +67,10 @@ class Demo:
 
 
 @contextmanager
-def demo_engine(dialect: str = "openai", *arguments: str, port: int = 0) -> Iterator[Demo]:
-    command = [sys.executable, "-m", "flm.demo", "--admin", "--until-stdin-closes", "--dialect", dialect]
-    command += ["--port", str(port), *arguments]
+def demo_engine(dialect: str = "openai", *arguments: str, port: int = 0, controls: bool = True) -> Iterator[Demo]:
+    """`controls` False: an engine as people have it, which remembers nothing and has no `/demo/` routes."""
+    command = [sys.executable, "-m", "flm.demo", "--until-stdin-closes", "--dialect", dialect]
+    command += ["--port", str(port), *arguments, *(["--admin"] if controls else [])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:

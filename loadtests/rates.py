@@ -1,0 +1,8 @@
+"""How much the streaming load test asks: read by locust's users and by the gate that counts them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+REQUESTS_PER_MINUTE: Final = 100
+USERS: Final = 20  # each asks every 12 s
