@@ -257,8 +257,8 @@ LATE = {
     "rest of the head": (HEAD[:20], Timeouts(5, 5, 0.05, 0), "head"),
     "head however it dawdles": (HEAD[:20], Timeouts(5, 0.05, 5, 0), "begin to answer"),
     "between bytes": (HEAD + b"12345", Timeouts(5, 5, 0.05, 0), "in the middle"),
-    "total before the head": (b"", Timeouts(5, 5, 5, 0.05), "not done within 0.05 s"),
-    "total after it": (HEAD + b"12345", Timeouts(5, 5, 5, 0.1), "not done within 0.1 s"),
+    "total before the head": (b"", Timeouts(5, 5, 5, 0.3), "not done within 0.3 s"),
+    "total after it": (HEAD + b"12345", Timeouts(5, 5, 5, 0.3), "not done within 0.3 s"),
 }
 
 
@@ -285,7 +285,7 @@ def test_late_is_504_and_the_socket_is_closed(run: Run, name: str) -> None:
 def test_the_total_time_ends_an_answer_that_nobody_reads(run: Run) -> None:
     async def main() -> None:
         async with ScriptedEngine([receive(), say(HEAD + b"12345"), stall()]) as engine:
-            pool = open_pool(engine.url, Timeouts(5, 5, 5, 0.05))
+            pool = open_pool(engine.url, Timeouts(5, 5, 5, 0.3))
             response = await pool.send(ASK)
             await engine.peers[0].closed.wait()
             assert await response.read() == b"12345"
@@ -300,10 +300,10 @@ def test_waiting_for_the_client_is_not_the_engines_lateness(run: Run) -> None:
     async def main() -> None:
         go = asyncio.Event()
         async with ScriptedEngine([receive(), say(HEAD + b"12345"), until(go), say(b"67890"), stall()]) as engine:
-            pool = open_pool(engine.url, Timeouts(5, 0.05, 0.05, 0))
+            pool = open_pool(engine.url, Timeouts(5, 0.4, 0.4, 0))
             response = await pool.send(ASK)
             assert await response.read() == b"12345"
-            await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.1)  # longer than any timeout
+            await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.6)  # longer than any timeout
             go.set()
             assert await response.read() == b"67890"
             assert await response.read() == b""
@@ -466,7 +466,7 @@ def test_a_late_answer_is_not_asked_for_again(run: Run) -> None:
     async def main() -> None:
         script = [receive(), say(OK), receive(), stall()]
         async with ScriptedEngine(script) as engine:
-            pool = open_pool(engine.url, Timeouts(5, 0.1, 5, 0))
+            pool = open_pool(engine.url, Timeouts(5, 0.4, 5, 0))
             await ask(pool)
             assert (await failure(pool)).kind is ErrorKind.ENGINE_TIMEOUT
             assert len(engine.peers) == 1
@@ -520,11 +520,11 @@ def test_an_old_deadline_does_not_end_a_later_exchange(run: Run) -> None:
         go = asyncio.Event()
         script = [receive(), say(OK), receive(), say(HEAD), until(go), say(b"1234567890"), stall()]
         async with ScriptedEngine(script) as engine:
-            pool = open_pool(engine.url, idle_seconds=0.05)
+            pool = open_pool(engine.url, idle_seconds=0.4)
             await ask(pool)
             response = await pool.send(ASK)
             reading = asyncio.create_task(read_all(response))
-            await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.1)  # the idle deadline passes
+            await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.6)  # the idle deadline passes
             go.set()
             assert await reading == b"1234567890"
             response.release()
