@@ -100,6 +100,12 @@ def _decoded(data: bytes) -> _Top:
         raise unreadable("a JSON object", data) from None
 
 
+def _known_lines(fields: bytes) -> bytes:
+    """The lines of an event beside its data that mean something to a client, each with its end."""
+    lines = readable(fields).split(b"\n")
+    return b"".join(line + b"\n" for line in lines if line.startswith((b"event:", b"id:", b"retry:")))
+
+
 class PassedStream(AnswerTranslation):
     """A streamed chat answer."""
 
@@ -167,7 +173,7 @@ class PassedStream(AnswerTranslation):
         else:
             data = self._model.rewritten(data, top.model)
         if event.fields:
-            out += readable(event.fields) + b"\n"
+            out += _known_lines(event.fields)
         out += b"data: "
         out += data if b"\n" not in data else data.replace(b"\n", b"\ndata: ")
         out += b"\n\n"

@@ -239,6 +239,11 @@ def test_comments_pass_at_once() -> None:
     assert translation.feed(b":\n") == b":\n\n"
 
 
+def test_other_lines_of_an_event_pass_where_a_client_knows_them() -> None:
+    event = b"event: message\nid: 7\nodd: line\nretry: 5\n" + FIRST
+    assert streamed(event, DONE) == Outcome(b"event: message\nid: 7\nretry: 5\n" + FIRST_OUT + DONE)
+
+
 @pytest.mark.parametrize("end", [b"\r\n", b"\r"])
 def test_other_line_ends_become_lf(end: bytes) -> None:
     assert streamed((FIRST + DONE).replace(b"\n", end)) == Outcome(FIRST_OUT + DONE)

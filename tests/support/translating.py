@@ -88,7 +88,7 @@ def payloads(stream: bytes) -> Iterator[bytes]:
     for event in stream.split(b"\n\n")[:-1]:
         if event.startswith(b":"):
             continue
-        lines = [line for line in event.split(b"\n") if not line.startswith(b"event: ")]
+        lines = [line for line in event.split(b"\n") if not line.startswith((b"event:", b"id:", b"retry:"))]
         assert all(line.startswith(b"data: ") for line in lines), event
         yield b"\n".join(line[6:] for line in lines)
 
