@@ -488,7 +488,10 @@ def _not_inherited(state: SupervisorState) -> None:
 
 
 class _Report:
-    """Where whoever started this process reads how that went: the pid first, the outcome then."""
+    """Where whoever started this process reads how that went: the pid first, the outcome then.
+
+    Raises BrokenPipeError if nobody reads any more: a start that nobody waits for is given up.
+    """
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
@@ -504,8 +507,7 @@ class _Report:
 
     def _write(self, answer: Answer) -> None:
         if self._descriptor is not None:
-            with contextlib.suppress(BrokenPipeError):
-                os.write(self._descriptor, msgspec.json.encode(answer) + b"\n")
+            os.write(self._descriptor, msgspec.json.encode(answer) + b"\n")
 
 
 def main() -> None:
@@ -523,9 +525,11 @@ def main() -> None:
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
     report = _Report(boot.report_fd)
-    report.pid()
     try:
+        report.pid()
         asyncio.run(Supervisor(boot).run(lambda handle: report.outcome(Answer(True, handle))))
+    except BrokenPipeError:
+        sys.exit(1)
     except CommandError as error:
         report.outcome(Answer(False, code=error.code.value, message=error.message))
         sys.exit(error.exit_code)

@@ -180,22 +180,20 @@ class ProxyService:
     async def _launch(self, flags: dict[str, Value], lock: int) -> Handle:
         reading, writing = os.pipe()
         with open(reading, "rb", buffering=0) as report:  # noqa: ASYNC230 - a pipe that is open already
+            boot = self._boot(flags, lock, daemon=True, report=writing)
+            spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, boot, (lock, writing)))
             try:
-                process = await asyncio.to_thread(
-                    self._spawn, self._boot(flags, lock, daemon=True, report=writing), (lock, writing)
-                )
+                await asyncio.shield(spawning)
             finally:
+                await asyncio.wait([spawning])  # also when cancelled: the thread uses these descriptors
                 os.close(writing)
-            try:
-                return await self._await_report(report)
-            finally:
-                await asyncio.to_thread(process.wait)
+            return await self._await_report(report)
 
-    def _spawn(self, boot: SupervisorBoot, inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    def _spawn(self, boot: SupervisorBoot, inherited: tuple[int, ...]) -> None:
         """Start the supervisor. The process started only forks and ends, so that the supervisor is nobody's child."""
         document = pack(boot)
         try:
-            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            subprocess.run(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-P", "-m", "flm.runtime.supervisor", str(document)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -203,6 +201,7 @@ class ProxyService:
                 pass_fds=(document, *inherited),
                 start_new_session=True,
                 cwd=self._folder.root,
+                check=False,  # how it went stands in the report
             )
         finally:
             os.close(document)

@@ -1,4 +1,4 @@
-"""A worker with a tiny ASGI app, for tests of the process machinery alone. Run as `python -m tests.runtime.tiny_worker`.
+"""A worker with a tiny ASGI app, for tests of the process machinery alone: `python -m tests.runtime.tiny_worker`.
 
 Routes: /health, /echo (pid and generation), /stream/N (N events 20 ms apart, then `[DONE]`; endless for 0), /hang
 (blocks the event loop for ever), /die (SIGKILL to itself).
