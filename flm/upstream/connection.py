@@ -190,7 +190,7 @@ class Connection(asyncio.BufferedProtocol):
     def _expect(self, seconds: float, late: str) -> None:
         """Something must happen within `seconds`; `late` completes "the engine at … ", empty for an idle connection."""
         when = self._loop.time() + seconds
-        if when > self._total_at:
+        if when >= self._total_at:
             self._rest()
         else:
             self._late = late
