@@ -20,7 +20,10 @@ SERVING: Final = frozenset({"RunningHealthy", "RunningDegraded"})
 
 
 class Model(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One model of one engine, under the engine's own name. Lengths are tokens; `created` Unix seconds, 0: unknown."""
+    """One model of one engine, under the engine's own name. Lengths are tokens; `created` Unix seconds, 0: unknown.
+
+    `other_names` are further names the engine takes for it; they lead here where no model is really called so.
+    """
 
     name: str
     context_length: int | None = None
@@ -28,6 +31,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     loaded: bool | None = None
     capabilities: tuple[str, ...] = ()
     created: int = 0
+    other_names: tuple[str, ...] = ()
 
 
 class Engine(msgspec.Struct, frozen=True, omit_defaults=True):

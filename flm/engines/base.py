@@ -130,7 +130,8 @@ class Translation(Protocol):
 
         Raises RequestError for an error the engine reports inside its answer, UpstreamProtocolError for bytes it
         should not have sent. Before any byte was returned the proxy answers with a real status, else with one error
-        event; nothing may be fed afterwards.
+        event. Bytes that came before the error in the same call are returned first, and the error is raised by the
+        next call of `feed` or `finish`; a translation that has failed raises the same error again.
         """
 
     def finish(self) -> bytes:

@@ -174,6 +174,7 @@ def _served(entry: _Entry, properties: _Properties | None) -> Model:
         loaded=True,
         capabilities=capabilities,
         created=entry.created or 0,
+        other_names=tuple(name for name in entry.aliases or () if name != entry.id),
     )
 
 

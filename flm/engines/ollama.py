@@ -26,6 +26,7 @@ from flm.snapshot import Model
 
 MAX_SHOWN: Final = 64  # models asked about one by one, on versions whose list does not say enough
 DEFAULT_PORT: Final = "11434"
+DEFAULT_TAG: Final = ":latest"
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -170,6 +171,7 @@ def _model(tag: _Tag, shown: _Shown | None, loaded: Mapping[str, _Loaded] | None
         loaded=None if loaded is None else running is not None,
         capabilities=tuple(capabilities or ()),
         created=_seconds(tag.modified_at),
+        other_names=(tag.name.removesuffix(DEFAULT_TAG),) if tag.name.endswith(DEFAULT_TAG) else (),
     )
 
 

@@ -23,6 +23,8 @@ class ModelFacts(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def other_names(self) -> tuple[str, ...]: ...
+    @property
     def capabilities(self) -> tuple[str, ...]: ...
 
 
@@ -87,11 +89,15 @@ class RouteIndex(Generic[E]):
         self._plain_names = plain_names
         self._by_id: dict[str, dict[str, Route[E]]] = {}
         self._by_name: dict[str, list[Route[E]]] = {}
+        self._by_other_name: dict[str, list[Route[E]]] = {}
         for engine_id, engine in self._engines.items():
             routes = {model.name: Route(engine, model) for model in engine.models}
-            self._by_id[engine_id] = routes
+            others = {name: route for route in routes.values() for name in route.model.other_names}
+            self._by_id[engine_id] = {**others, **routes}
             for name, route in routes.items():
                 self._by_name.setdefault(name, []).append(route)
+            for name, route in others.items():
+                self._by_other_name.setdefault(name, []).append(route)
 
     def resolve(self, name: str) -> Route[E]:
         """The route of a model name as a caller wrote it.
@@ -120,12 +126,12 @@ class RouteIndex(Generic[E]):
         return route
 
     def _resolve_plain(self, name: str) -> Route[E]:
-        known = self._by_name.get(name, ()) if self._plain_names else ()
+        known = (self._by_name.get(name) or self._by_other_name.get(name, [])) if self._plain_names else []
         serving = [route for route in known if route.engine.status in self._serving]
         if len(serving) == 1:
             return serving[0]
         if serving:
-            ids = ", ".join(model_id(route.engine.id, name) for route in serving[:_SHOWN_CANDIDATES])
+            ids = ", ".join(model_id(route.engine.id, route.model.name) for route in serving[:_SHOWN_CANDIDATES])
             message = f"several engines have a model {name!r}; name one of them by its id: {ids}"
             raise RequestError(ErrorKind.INVALID_MODEL, message, param="model")
         if known:
