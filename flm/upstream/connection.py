@@ -284,10 +284,8 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        if not self._idle and not self._reader.end():
-            self._fail(self._broken("closed the connection"))
-        self._notify()
-        return False  # the transport closes itself
+        self._reader.end()  # some answers end with their connection
+        return False  # the transport closes itself, and `connection_lost` follows
 
     def pause_writing(self) -> None:
         self._write_paused = True

@@ -648,6 +648,54 @@ def test_a_cancelled_connect_leaves_nothing(run: Run) -> None:
     run(main())
 
 
+def test_cancelled_at_any_step_nothing_is_left(run: Run) -> None:
+    async def main() -> None:
+        async with ScriptedEngine([serve({}, OK)]) as engine:
+            pool = open_pool(engine.url)
+            for warm in (False, True):
+                for steps in range(12):
+                    if warm:
+                        await ask(pool)
+                    asking = asyncio.create_task(ask(pool))
+                    for _ in range(steps):
+                        await asyncio.sleep(0)
+                    asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
+                    assert pool.in_flight == 0
+            await pool.close()
+            for peer in engine.peers:
+                await peer.closed.wait()
+
+    run(main())
+
+
+def test_many_at_once_some_of_which_leave(run: Run) -> None:
+    async def main() -> None:
+        async with ScriptedEngine([serve({}, OK)]) as engine:
+            pool = open_pool(engine.url)
+
+            async def one(index: int) -> None:
+                response = await pool.send(ASK)
+                if index % 3:
+                    assert await read_all(response) == b"hello"
+                    response.release()
+                response.abort()
+
+            for _ in range(3):
+                tasks = [asyncio.create_task(one(index)) for index in range(100)]
+                for leaving in tasks[::7]:
+                    leaving.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                assert pool.in_flight == 0
+            assert 0 < pool.idle <= IDLE_UPSTREAM_CONNECTIONS
+            await pool.close()
+            for peer in engine.peers:
+                await peer.closed.wait()
+            assert engine.errors == []
+
+    run(main())
+
+
 # --- back-pressure --------------------------------------------------------------------------------------
 
 
