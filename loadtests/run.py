@@ -18,7 +18,8 @@ from loadtests.restart_gate import measure
 from loadtests.stage import Stage, stage
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
-USERS = ("-u", str(rates.USERS), "-r", str(rates.USERS))
+USERS = ("-u", str(rates.USERS), "-r", str(rates.USERS_STARTED_PER_SECOND))
+ERROR_CHARACTERS = 4000  # of locust's own words when it fails; the rest repeats itself
 WORD_PACE = 0.02  # seconds between two words: a stream takes about a second, so that many overlap each restart
 
 
@@ -34,13 +35,13 @@ def locust_environment(stage: Stage, plant: str = "") -> dict[str, str]:
 def stream_gate(stage: Stage, minutes: float, plant: str = "") -> bool:
     """100 streams a minute for so long. True if all were right and (nearly) as many as meant were asked for."""
     seconds = max(1, round(minutes * 60))
-    how = ["--headless", "-t", f"{seconds}s", "--stop-timeout", "30", "--json", "--only-summary"]
+    how = ["--headless", "-t", f"{seconds}s", "--stop-timeout", "30", "--json", "--only-summary", "--loglevel", "ERROR"]
     command = locust_command(stage, *USERS, *how)
     ended = subprocess.run(command, env=locust_environment(stage, plant), capture_output=True, text=True, check=False)
     try:
         entries = json.loads(ended.stdout)
     except ValueError:
-        sys.stderr.write(ended.stdout + ended.stderr)
+        sys.stderr.write((ended.stdout + ended.stderr)[:ERROR_CHARACTERS])
         return False
     asked = sum(entry["num_requests"] for entry in entries)
     failed = sum(entry["num_failures"] for entry in entries)
@@ -48,7 +49,7 @@ def stream_gate(stage: Stage, minutes: float, plant: str = "") -> bool:
     passed = ended.returncode == 0 and failed == 0 and enough
     print(f"streams: {asked} in {seconds} s, {failed} wrong: {'passed' if passed else 'FAILED'}")
     if not passed:
-        sys.stderr.write(ended.stderr)
+        sys.stderr.write(ended.stderr[:ERROR_CHARACTERS])
     return passed
 
 

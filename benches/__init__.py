@@ -1,0 +1,1 @@
+"""Benches: the cost of single steps (pytest-benchmark), and that of a whole request beside nginx (`nginx_ratio`)."""
