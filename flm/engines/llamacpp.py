@@ -91,6 +91,7 @@ class LlamaCpp(PassThrough):
     kind = "llamacpp"
     label = "llama.cpp"
     idle_seconds = 4.0  # cpp-httplib's keep-alive timeout is 5 s
+    takes_dimensions = False
 
     def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
         """The defaults, and what LLAMA_ARG_HOST, LLAMA_ARG_PORT and LLAMA_ARG_API_PREFIX say in front of them."""

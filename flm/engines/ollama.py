@@ -127,9 +127,9 @@ class Ollama:
 
     def begin(self, call: Call) -> Translation:
         if call.endpoint is Endpoint.EMBEDDINGS:
-            request, wanted = ollama_request.embed(call)
+            request, changes, wanted = ollama_request.embed(call)
             count = 1 if isinstance(wanted.input, str) else len(wanted.input)
-            return EmbeddingAnswer(request, call, count=count, base64=wanted.encoding_format == "base64")
+            return EmbeddingAnswer(request, changes, call, count=count, base64=wanted.encoding_format == "base64")
         request, changes = ollama_request.chat(call)
         if call.peek.stream:
             return ChatStream(request, changes, call)

@@ -228,8 +228,10 @@ class EmbeddingAnswer(WholeAnswer):
 
     long_field = "input"
 
-    def __init__(self, request: UpstreamRequest, call: Call, *, count: int, base64: bool) -> None:
-        super().__init__(request, ())
+    def __init__(
+        self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call, *, count: int, base64: bool
+    ) -> None:
+        super().__init__(request, changes)
         self._model = call.peek.model
         self._count = count
         self._base64 = base64

@@ -41,6 +41,7 @@ from flm.wire.chat import (
 from flm.wire.embeddings import EmbeddingParameters, input_kind
 
 Raw = msgspec.Raw
+DIMENSIONS_SINCE: Final = (0, 11, 11)
 LOGPROBS_SINCE: Final = (0, 12, 11)
 MAX_EFFORT_SINCE: Final = (0, 22, 0)
 LEVELS_SINCE: Final = (0, 12, 0)  # before, a level was refused for every model but one family
@@ -189,15 +190,20 @@ def chat(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...]]:
     return UpstreamRequest("/api/chat", _encoder.encode(request)), tuple(changes)
 
 
-def embed(call: Call) -> tuple[UpstreamRequest, EmbeddingParameters]:
-    """`/api/embed` for this call. Raises RequestError; token ids are refused, since Ollama takes texts only."""
+def embed(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...], EmbeddingParameters]:
+    """`/api/embed` for this call, what old versions ignore, and what was asked for.
+
+    Raises RequestError; token ids are refused, since Ollama takes texts only.
+    """
     wanted = parameters(call.peek.fields, EmbeddingParameters)
     if input_kind(wanted.input) == "tokens":
         raise invalid("this engine embeds texts only, not token ids: `input` must be a string or strings", "input")
     if not wanted.input:
         raise invalid("`input` is empty", "input")
     request = _EmbedRequest(call.model, call.peek.fields["input"], wanted.dimensions)
-    return UpstreamRequest("/api/embed", _encoder.encode(request)), wanted
+    ignored = wanted.dimensions is not None and older(call.engine_version, DIMENSIONS_SINCE)
+    changes = (Change("dimensions", "dropped"),) if ignored else ()
+    return UpstreamRequest("/api/embed", _encoder.encode(request)), changes, wanted
 
 
 def older(version: str | None, since: tuple[int, int, int]) -> bool:

@@ -238,14 +238,20 @@ class PassThrough:
     """The half of a dialect that translates; a subclass adds how its engine is found, and what it lacks."""
 
     response_formats: frozenset[str] = frozenset({"text", "json_object", "json_schema"})
+    takes_dimensions: bool = True  # whether embeddings are cut to `dimensions`, or it is ignored in silence
 
     def begin(self, call: Call) -> Translation:
         """See `Dialect.begin`."""
         if call.endpoint is Endpoint.EMBEDDINGS:
             wanted = parameters(call.peek.fields, EmbeddingParameters)
             input_kind(wanted.input)
-            request = self._request(call, {})
-            return PassedAnswer(request, (), call, base64=wanted.encoding_format == "base64")
+            ignored = wanted.dimensions is not None and not self.takes_dimensions
+            return PassedAnswer(
+                self._request(call, {}),
+                (Change("dimensions", "dropped"),) if ignored else (),
+                call,
+                base64=wanted.encoding_format == "base64",
+            )
         chat = parameters(call.peek.fields, ChatParameters)
         check_tool_choice(chat)
         check_response_format(chat, self.response_formats)

@@ -406,3 +406,9 @@ def test_an_embedding_request() -> None:
 )
 def test_a_wrong_embedding_request(body: dict[str, Any], param: str) -> None:
     assert refused(body, endpoint=Endpoint.EMBEDDINGS) == (*BAD, param)
+
+
+@pytest.mark.parametrize(("version", "changes"), [("0.11.4", (Change("dimensions", "dropped"),)), ("0.34.4", ())])
+def test_dimensions_on_a_version_that_ignores_them(version: str, changes: tuple[Change, ...]) -> None:
+    wanted = call({"input": "a", "dimensions": 4}, endpoint=Endpoint.EMBEDDINGS, engine_version=version)
+    assert DIALECT.begin(wanted).changes == changes

@@ -116,3 +116,9 @@ def test_images_are_refused_where_the_model_is_known_to_see_nothing() -> None:
     assert refused(LLAMACPP, body, capabilities=("completion",)) == (422, "unsupported_modalities", "messages")
     assert sent(LLAMACPP, body, capabilities=("completion", "vision"))[0]["messages"] == body["messages"]
     assert sent(LLAMACPP, body)[0]["messages"] == body["messages"]
+
+
+@pytest.mark.parametrize(("dialect", "changes"), [(LLAMACPP, (Change("dimensions", "dropped"),)), (OPENAI, ())])
+def test_dimensions_where_they_are_ignored(dialect: Dialect, changes: tuple[Change, ...]) -> None:
+    wanted = call({"input": "a", "dimensions": 4}, endpoint=Endpoint.EMBEDDINGS)
+    assert dialect.begin(wanted).changes == changes
