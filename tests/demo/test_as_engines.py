@@ -1,0 +1,75 @@
+"""FLM's own dialects take the demo engine for what it plays, and read its exact answers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from flm.demo import script
+from flm.demo.dialect import Request
+from flm.demo.registry import create
+from flm.engines.base import Answer, Call, Endpoint, Probe, Verdict
+from flm.engines.registry import DIALECTS
+from flm.wire.openai import peek
+
+T = TypeVar("T")
+KINDS = ("openai", "llamacpp", "ollama")
+
+
+def asked(kind: str, method: str, path: str, body: bytes) -> Answer:
+    engine = create(kind, (), None, None)
+    told = engine.answer(Request(method, path, {}, {b"host": b"127.0.0.1"}, body, 3, 1795361334.0))
+    whole = told.body if isinstance(told.body, bytes) else b"".join(told.body)
+    head = engine.head(told, None, 0.0, True).split(b"\r\n")[1:-2]
+    headers = {name.lower(): value for name, _, value in (line.partition(b": ") for line in head)}
+    return Answer(told.status, headers, whole)
+
+
+def played(kind: str, plan: Generator[Probe, Answer, T]) -> T:
+    """Run a plan of probes against the demo engine."""
+    probe = next(plan)
+    try:
+        while True:
+            probe = plan.send(asked(kind, probe.method, probe.path, probe.body))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+@pytest.mark.parametrize("plays", KINDS)
+@pytest.mark.parametrize("kind", ["llamacpp", "ollama"])
+def test_it_is_recognised_as_what_it_plays_and_as_nothing_else(kind: str, plays: str) -> None:
+    identity = played(plays, DIALECTS[kind].identify())
+    assert (identity.verdict is Verdict.RECOGNISED) == (kind == plays), identity
+    assert (identity.version is not None) == (kind == plays)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_models_are_listed(kind: str) -> None:
+    models = played(kind, DIALECTS[kind].models())
+    assert [model.name for model in models] == list(create(kind, (), None, None).models)
+    if kind != "openai":
+        assert models[0].context_length == script.CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_exact_text_comes_through_the_translation(kind: str, stream: bool) -> None:
+    fields = {"model": "flm://x/demo", "stream": stream, "messages": [{"role": "user", "content": "Grüße 東京"}]}
+    call = Call(Endpoint.CHAT, peek(msgspec.json.encode(fields)), "demo", "chatcmpl-x", 1)
+    translation = DIALECTS[kind].begin(call)
+    answer = asked(kind, "POST", translation.request.path, translation.request.body)
+    translation.head(answer.status, answer.headers)
+    received = translation.feed(answer.body) + translation.finish()
+    assert text_of(received, stream) == script.reply("demo", "Grüße 東京").text
+
+
+def text_of(received: bytes, stream: bool) -> str:
+    if not stream:
+        return str(msgspec.json.decode(received)["choices"][0]["message"]["content"])
+    lines = [line[6:] for line in received.split(b"\n") if line.startswith(b"data: {")]
+    chunks: list[dict[str, Any]] = [msgspec.json.decode(line) for line in lines]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
