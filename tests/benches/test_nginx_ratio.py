@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 
@@ -74,7 +75,7 @@ def test_cpu_and_memory_are_of_the_whole_tree() -> None:
 def test_where_nginx_is_missing_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benches.nginx_ratio.shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     monkeypatch.setattr(sys, "argv", ["nginx_ratio"])
     assert nginx_ratio.main() == 1
     assert "apt-get install nginx-light" in capsys.readouterr().err
