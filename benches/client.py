@@ -49,10 +49,12 @@ class WrongAnswerError(Exception):
 class Asker(asyncio.Protocol):
     """One connection that asks again as soon as it is answered, `remaining` times."""
 
-    def __init__(self, request: bytes, remaining: int, done: asyncio.Future[None]) -> None:
+    def __init__(self, request: bytes, remaining: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
         self._request = request
         self._remaining = remaining
-        self._done = done
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,8 +66,8 @@ class Asker(asyncio.Protocol):
             self._remaining -= 1
             self._transport.write(self._request)
         else:
-            self._transport.close()
-            self._done.set_result(None)
+            self.done.set_result(None)
+            self.close()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -80,11 +82,15 @@ class Asker(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(f"the connection ended: {exc!r}")
+        self.closed.set_result(None)
+
+    def close(self) -> None:
+        self._transport.close()
 
     def _fail(self, reason: str) -> None:
-        if not self._done.done():
-            self._done.set_exception(WrongAnswerError(reason))
-            self._transport.close()
+        if not self.done.done():
+            self.done.set_exception(WrongAnswerError(reason))
+            self.close()
 
 
 def _length(head: bytes) -> int:
@@ -95,12 +101,19 @@ def _length(head: bytes) -> int:
 
 
 async def round_of(target: Target, requests: int, connections: int) -> None:
-    """Ask `requests` times in all over so many connections. Raises WrongAnswerError, TimeoutError."""
+    """Ask `requests` times in all over so many connections. Raises WrongAnswerError, TimeoutError, OSError."""
     loop = asyncio.get_running_loop()
     request = target.request()
-    shares = [requests // connections + (place < requests % connections) for place in range(connections)]
-    ends: list[asyncio.Future[None]] = [loop.create_future() for _ in shares]
-    for share, end in zip(shares, ends, strict=True):
-        await loop.create_connection(functools.partial(Asker, request, share, end), target.host, target.port)
-    async with asyncio.timeout(ROUND_SECONDS):
-        await asyncio.gather(*ends)
+    askers: list[Asker] = []
+    try:
+        async with asyncio.timeout(ROUND_SECONDS):
+            for place in range(connections):
+                share = requests // connections + (place < requests % connections)
+                make = functools.partial(Asker, request, share)
+                askers.append((await loop.create_connection(make, target.host, target.port))[1])
+            await asyncio.gather(*(asker.done for asker in askers))
+    finally:
+        for asker in askers:
+            asker.close()
+        await asyncio.gather(*(asker.closed for asker in askers))
+        await asyncio.gather(*(asker.done for asker in askers), return_exceptions=True)
