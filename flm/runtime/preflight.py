@@ -22,7 +22,7 @@ from flm.runtime.boot import SupervisorBoot, pack, unpack
 from flm.runtime.control import Answer
 
 SECONDS: Final = 30.0  # imports on a cold, loaded disk, and a migration
-IMPORTED: Final = ("flm.runtime.supervisor", "flm.proxy.app")
+IMPORTED: Final = ("flm.runtime.startup", "flm.proxy.app")
 
 
 async def check(boot: SupervisorBoot) -> None:

@@ -15,35 +15,34 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
 
 from flm import __version__
+from flm._native import NativeError, Shared
 from flm.config import Settings
 from flm.errors import CommandCode, CommandError
-from flm.runtime import control, instance, preflight, sockets
-from flm.runtime.boot import SupervisorBoot, SupervisorState, pack, unpack
-from flm.runtime.control import Answer, ControlServer, Request
+from flm.runtime import control, instance, preflight, sockets, succession
+from flm.runtime.boot import SupervisorBoot, SupervisorState
+from flm.runtime.control import ControlServer, Request
 from flm.runtime.generations import Generations
-from flm.runtime.logfile import LogDrain, RotatedFile, Sink, Terminal
-from flm.runtime.loglines import LogLines, install, timestamp
+from flm.runtime.journal import Journal
+from flm.runtime.logfile import RotatedFile, Sink, Terminal
+from flm.runtime.loglines import timestamp
 from flm.runtime.memory import Memory
-from flm.runtime.prober import FIRST_ROUND_SECONDS, Prober, describe_change
 from flm.runtime.publish import Publisher
 from flm.runtime.status import Handle, describe
+from flm.runtime.upkeep import Upkeep
 from flm.snapshot import Engine, decode
 from flm.store.folder import Folder, secure_folder
 
 TICK_SECONDS: Final = 1.0  # how soon a change by others holds, and a hung worker is looked for
-LOG_STOP_SECONDS: Final = 2.0  # for the last lines to reach the disk
 SETTLE_SECONDS: Final = 2.0  # for the answers of control connections
-_HANDLED: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
 
 log = logging.getLogger("flm.supervisor")
 
@@ -58,10 +57,9 @@ class Supervisor:
         self._id = resumed.instance_id if resumed else uuid4().hex
         self._started_at = resumed.started_at if resumed else timestamp(time.time())
         self._publisher = Publisher(self._folder, boot.flags, self._id)
-        self._prober = Prober()
-        self._drain: LogDrain | None = None
-        self._own_log: tuple[int, int] = (-1, -1)
+        self._journal = Journal(Terminal())
         self._memory: Memory
+        self._upkeep: Upkeep
         self._generations: Generations
         self._control: ControlServer
         self._control_socket: socket.socket
@@ -92,20 +90,21 @@ class Supervisor:
             await self._abandon()
             raise
         finally:
-            self._end_log()
+            self._journal.end()
 
     def handle(self) -> Handle:
         """What `flm proxy status` says of this proxy."""
+        settings = self._publisher.resolved.settings
         return describe(
             instance_id=self._id,
             state=self._state,
             started_at=self._started_at,
             address=self._address,
-            settings=self._publisher.resolved.settings,
+            settings=settings,
             generations=self._generations,
             engines=self._publisher.engines,
             last_error=self._publisher.last_error,
-            log_file=None if not self._boot.daemon else str(self._log_path()),
+            log_file=str(self._log_path(settings)) if self._boot.daemon else None,
         )
 
     # --- the beginning -----------------------------------------------------------------------------------------
@@ -115,33 +114,29 @@ class Supervisor:
             await asyncio.to_thread(secure_folder, folder)
         await self._publisher.open()
         settings = (await self._publisher.load_settings()).settings
-        await self._begin_log(settings)
+        if self._boot.daemon:
+            await asyncio.to_thread(secure_folder, self._log_path(settings).parent)
+        self._open_journal(settings).begin(settings.log_level)
         listening = sockets.open_listening(
             settings.proxy_bind, settings.proxy_port, settings.proxy_workers, settings.proxy_send_timeout_seconds
         )
         self._memory = Memory.create(self._folder.run, await self._publisher.key_count())
         self._generations = self._new_generations(listening, os.pipe())
         self._handle_signals()
-        await self._prober.recall(self._publisher.databases()[0], time.time() - settings.engine_cache_ttl_seconds)
-        await self._publisher.refresh(self._memory)
+        await self._upkeep.begin()
         self._control_socket = control.listen(self._folder.run / "control.sock")
         self._begin_background()
         self._write_record(settings)
         self._warn_of_limits(settings)
-        first_round = asyncio.create_task(self._look_for_engines())
-        self._tasks.append(first_round)
         await self._unless_stopped(self._generations.replace(settings))
-        if not self._stop_seconds.done():
-            await asyncio.wait([first_round], timeout=FIRST_ROUND_SECONDS)
+        await self._unless_stopped(self._upkeep.first_round())
 
     async def _resume(self, state: SupervisorState) -> None:
         """Go on where the former image of this process left; its workers are serving all the while."""
-        drain = self._drain = LogDrain(self._sink(self._publisher.resolved.settings))
-        self._own_log = state.own_log_fds
-        for descriptor in (*state.log_fds, state.own_log_fds[0]):
-            drain.add(descriptor)
-        drain.start()
-        self._install_log(self._publisher.resolved.settings)
+        settings = Settings()  # until the databases are open; the log's place and level follow then
+        with contextlib.suppress(msgspec.MsgspecError, NativeError):
+            settings = decode(Shared.attach(state.shared_fd).snapshot()[1]).settings
+        self._open_journal(settings).adopt(state.own_log_fds, state.log_fds, settings.log_level)
         listening = [socket.socket(fileno=descriptor) for descriptor in state.listening_fds]
         adopted = Memory.adopt(state.shared_fd, state.keyring_fd)
         self._memory = adopted or Memory.create(self._folder.run, 0)
@@ -152,7 +147,7 @@ class Supervisor:
         self._generations.number = state.generation
         self._generations.crew.adopt(state.workers)
         self._handle_signals()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, succession.HANDLED)
         self._generations.crew.reap()  # those that died while nobody looked
         self._control_socket = socket.socket(fileno=state.control_fd)
         failure = await self._attempt_to_renew()
@@ -165,11 +160,8 @@ class Supervisor:
         try:
             await self._publisher.open()
             settings = (await self._publisher.load_settings()).settings
-            self._install_log(settings)
-            await self._prober.recall(self._publisher.databases()[0], 0.0)
-            if not self._publisher.engines:
-                await self._look_for_engines()
-            await self._publisher.refresh(self._memory)
+            self._journal.set_level(settings.log_level)
+            await self._upkeep.go_on()
             await self._generations.replace(settings)
             self._write_record(settings)
         except CommandError as error:
@@ -180,8 +172,9 @@ class Supervisor:
 
     def _new_generations(self, listening: list[socket.socket], life: tuple[int, int]) -> Generations:
         self._address = listening[0].getsockname()[:2]
+        self._upkeep = Upkeep(self._publisher, self._memory)
         return Generations(
-            listening, self._memory, life, str(self._folder.pepper), self._new_log_pipe, self._boot.worker_module
+            listening, self._memory, life, str(self._folder.pepper), self._journal.pipe, self._boot.worker_module
         )
 
     def _write_record(self, settings: Settings) -> None:
@@ -221,10 +214,12 @@ class Supervisor:
     def _begin_background(self) -> None:
         self._control = ControlServer(self._control_socket, self._answer)
         self._control.start()
-        watches = (self._watch_workers(), self._watch_databases(), self._watch_engines())
+        watches = (self._watch_workers(), self._upkeep.watch_databases(), self._upkeep.watch_engines())
         self._tasks = [asyncio.create_task(watch) for watch in watches]
 
     async def _end_background(self) -> None:
+        if hasattr(self, "_upkeep"):
+            await self._upkeep.end()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -237,45 +232,11 @@ class Supervisor:
             if time.monotonic() - before < 3 * TICK_SECONDS:  # else this process itself was stopped: beats are old
                 self._generations.tick()
 
-    async def _watch_databases(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            try:
-                if await self._publisher.changed():
-                    await self._refresh()
-                    log.info("a change of keys, engines or settings by another program is in force")
-            except CommandError as error:
-                self._publisher.last_error = error.message
-
-    async def _watch_engines(self) -> None:
-        while True:
-            await asyncio.sleep(self._publisher.resolved.settings.engine_check_interval_seconds)
-            await self._look_for_engines()
-
-    async def _look_for_engines(self) -> None:
-        """One round of the prober; what changed is in force afterwards."""
-        try:
-            before = self._publisher.engines
-            if await self._prober.look(*self._publisher.databases(), self._publisher.resolved.settings):
-                self._publisher.engines = self._prober.engines
-                log.info("engines: %s", describe_change(before, self._prober.engines))
-                await self._publisher.refresh(self._memory)
-        except CommandError as error:
-            self._publisher.last_error = error.message
-        except TimeoutError:
-            log.warning("a round of looking for engines took too long and was given up")
-
-    async def _refresh(self) -> int:
-        """Everything as the databases have it now is in force when this returns; its epoch."""
-        if await self._prober.registered_changed(*self._publisher.databases()):
-            await self._look_for_engines()
-        return await self._publisher.refresh(self._memory)
-
     async def _answer(self, request: Request, connection: socket.socket) -> object:
         if request.op == "status":
             return self.handle()
         if request.op == "refresh":
-            return {"epoch": await self._refresh()}
+            return {"epoch": await self._upkeep.refresh()}
         if request.op == "chat-key":
             return {"key": await self._publisher.chat_key(self._memory)}
         if request.op == "stop":
@@ -296,9 +257,9 @@ class Supervisor:
             try:
                 settings = (await self._publisher.load_settings()).settings
                 self._refuse_other_address(settings)
-                await self._refresh()
+                await self._upkeep.refresh()
                 await self._generations.replace(settings)
-                self._install_log(settings)
+                self._journal.set_level(settings.log_level)
             finally:
                 self._state = "running" if not self._stop_seconds.done() else "stopping"
             return self.handle()
@@ -340,23 +301,21 @@ class Supervisor:
                 await self._end_background()
                 await self._control.pause(but=asyncio.current_task(), grace=SETTLE_SECONDS)
                 await self._publisher.close()
-                assert self._drain is not None
-                self._drain.stop(LOG_STOP_SECONDS)
-                self._exec(connection)
+                self._journal.pause()
+                try:
+                    succession.become(self._pass_on(connection.fileno()))
+                except OSError as error:
+                    await self._go_on()
+                    raise CommandError(
+                        CommandCode.IO_ERROR, f"the system refused to restart ({error}); the proxy goes on as it was"
+                    ) from None
 
-    def _exec(self, connection: socket.socket) -> NoReturn:
-        state = self._pass_on(connection.fileno())
-        for descriptor in _descriptors(state):
-            os.set_inheritable(descriptor, True)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)  # kept over exec: a signal waits until it is handled again
-        os.execve(  # noqa: S606 - our own interpreter
-            sys.executable,
-            [sys.executable, "-P", "-m", "flm.runtime.supervisor", "--resume", str(_kept(pack(state)))],
-            dict(os.environ),
-        )
+    async def _go_on(self) -> None:
+        self._journal.resume(self._publisher.resolved.settings.log_level)
+        await self._publisher.open()
+        self._begin_background()
 
     def _pass_on(self, reply_fd: int) -> SupervisorState:
-        assert self._drain is not None
         address, port = self._address
         return SupervisorState(
             boot=self._boot,
@@ -370,8 +329,8 @@ class Supervisor:
             keyring_fd=self._memory.keyring_fd,
             life_fds=self._generations.life,
             control_fd=self._control_socket.fileno(),
-            log_fds=[each for each in self._drain.open_descriptors() if each != self._own_log[0]],
-            own_log_fds=self._own_log,
+            log_fds=self._journal.others(),
+            own_log_fds=self._journal.own,
             workers=[member.state() for member in self._generations.crew.members],
             reply_fd=reply_fd,
             chat_keys=self._publisher.chat_keys,
@@ -427,45 +386,15 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 (self._folder.run / name).unlink()
 
-    # --- its log -----------------------------------------------------------------------------------------------
-
-    async def _begin_log(self, settings: Settings) -> None:
+    def _open_journal(self, settings: Settings) -> Journal:
+        sink: Sink = Terminal()
         if self._boot.daemon:
-            await asyncio.to_thread(secure_folder, self._log_path(settings).parent)
-        self._drain = LogDrain(self._sink(settings))
-        self._drain.start()
-        self._own_log = os.pipe()
-        self._drain.add(self._own_log[0])
-        self._install_log(settings)
+            sink = RotatedFile(self._log_path(settings), settings.log_max_bytes, settings.log_keep)
+        self._journal = Journal(sink)
+        return self._journal
 
-    def _install_log(self, settings: Settings) -> None:
-        install(LogLines(self._own_log[1], lambda _: None), "supervisor", settings.log_level)
-
-    def _sink(self, settings: Settings) -> Sink:
-        if not self._boot.daemon:
-            return Terminal()
-        return RotatedFile(self._log_path(settings), settings.log_max_bytes, settings.log_keep)
-
-    def _log_path(self, settings: Settings | None = None) -> Path:
-        return self._folder.root / (settings or self._publisher.resolved.settings).log_file
-
-    def _new_log_pipe(self) -> int:
-        assert self._drain is not None
-        reading, writing = os.pipe()
-        self._drain.add(reading)
-        return writing
-
-    def _end_log(self) -> None:
-        if self._drain is not None:
-            self._drain.stop(LOG_STOP_SECONDS)
-
-
-def _descriptors(state: SupervisorState) -> list[int]:
-    """Every descriptor that must survive exec."""
-    workers = [worker.control_fd for worker in state.workers]
-    single = [state.boot.lock_fd, state.shared_fd, state.keyring_fd, state.control_fd]
-    reply = [state.reply_fd] if state.reply_fd is not None else []
-    return [*single, *reply, *state.listening_fds, *state.life_fds, *state.log_fds, *state.own_log_fds, *workers]
+    def _log_path(self, settings: Settings) -> Path:
+        return self._folder.root / settings.log_file
 
 
 def _published_engines(memory: Memory) -> tuple[Engine, ...]:
@@ -474,70 +403,3 @@ def _published_engines(memory: Memory) -> tuple[Engine, ...]:
         return decode(memory.shared.snapshot()[1]).engines
     except msgspec.MsgspecError:
         return ()
-
-
-def _kept(descriptor: int) -> int:
-    os.set_inheritable(descriptor, True)
-    return descriptor
-
-
-def _not_inherited(state: SupervisorState) -> None:
-    """What came over exec must not go on to workers by accident: the end of the life pipe least of all."""
-    for descriptor in _descriptors(state):
-        os.set_inheritable(descriptor, False)
-
-
-class _Report:
-    """Where whoever started this process reads how that went: the pid first, the outcome then.
-
-    Raises BrokenPipeError if nobody reads any more: a start that nobody waits for is given up.
-    """
-
-    def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-
-    def pid(self) -> None:
-        self._write(Answer(True, os.getpid()))
-
-    def outcome(self, answer: Answer) -> None:
-        self._write(answer)
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _write(self, answer: Answer) -> None:
-        if self._descriptor is not None:
-            os.write(self._descriptor, msgspec.json.encode(answer) + b"\n")
-
-
-def main() -> None:
-    """Be a supervisor in the background: `flm.runtime.supervisor [--resume] DESCRIPTOR`."""
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    if sys.argv[1] == "--resume":
-        state = unpack(int(sys.argv[2]), SupervisorState)
-        _not_inherited(state)
-        asyncio.run(Supervisor(state.boot, state).run(lambda _: None))
-        return
-    boot = unpack(int(sys.argv[1]), SupervisorBoot)
-    if os.fork():
-        os._exit(0)  # so that the supervisor is nobody's child: who started it need not collect it
-    for descriptor in (boot.lock_fd, boot.report_fd):
-        if descriptor is not None:
-            os.set_inheritable(descriptor, False)
-    report = _Report(boot.report_fd)
-    try:
-        report.pid()
-        asyncio.run(Supervisor(boot).run(lambda handle: report.outcome(Answer(True, handle))))
-    except BrokenPipeError:
-        sys.exit(1)
-    except CommandError as error:
-        report.outcome(Answer(False, code=error.code.value, message=error.message))
-        sys.exit(error.exit_code)
-    except OSError as error:
-        message = f"the system refused: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
-        report.outcome(Answer(False, code=CommandCode.IO_ERROR.value, message=message))
-        sys.exit(CommandCode.IO_ERROR.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -27,6 +27,7 @@ from flm.runtime.boot import WORKER_MODULE, SupervisorBoot, pack
 from flm.runtime.control import Answer, Request
 from flm.runtime.instance import Instance
 from flm.runtime.status import Handle, url_host
+from flm.runtime.succession import MODULE
 from flm.store.folder import Folder, secure_folder
 
 START_SECONDS: Final = 90.0  # workers have 60 s, databases may have to migrate
@@ -194,7 +195,7 @@ class ProxyService:
         document = pack(boot)
         try:
             subprocess.run(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-P", "-m", "flm.runtime.supervisor", str(document)],
+                [sys.executable, "-P", "-m", MODULE, str(document)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

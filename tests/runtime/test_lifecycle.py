@@ -363,8 +363,7 @@ def test_a_cancelled_start_leaves_nothing(tmp_path: Path) -> None:
             await asyncio.sleep(pause)
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-            for handle in await proxy.service.status():  # it was through already
-                assert handle.running
+            with contextlib.suppress(CommandError):  # unless it was through already
                 await proxy.service.stop(now=True)
             await until(lambda: not processes_of(proxy.folder.root), 3)
 

@@ -1,0 +1,64 @@
+"""The supervisor's log: its own lines and its workers' pipes, drained into one place.
+
+Knows where lines go (`logfile`) and how they look (`loglines`); knows no worker.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from flm.runtime.logfile import LogDrain, Sink
+from flm.runtime.loglines import LogLines, install
+
+STOP_SECONDS: Final = 2.0  # for the last lines to reach the disk
+
+
+class Journal:
+    """Drains every pipe it hands out, from `begin` to `end`. `own`: the supervisor's own pipe (reading, writing)."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._drain = LogDrain(sink)
+        self.own: tuple[int, int] = (-1, -1)
+
+    def begin(self, level: str) -> None:
+        """Log from now on, lines of `level` and above."""
+        self.adopt(os.pipe(), (), level)
+
+    def adopt(self, own: tuple[int, int], others: Sequence[int], level: str) -> None:
+        """Go on with the pipes of an earlier image of this process: its own, and the reading ends of its workers'."""
+        self.own = own
+        for descriptor in (*others, own[0]):
+            self._drain.add(descriptor)
+        self._drain.start()
+        self.set_level(level)
+
+    def set_level(self, level: str) -> None:
+        install(LogLines(self.own[1], lambda _: None), "supervisor", level)
+
+    def pipe(self) -> int:
+        """The writing end of a new pipe, for a worker; the caller closes its copy."""
+        reading, writing = os.pipe()
+        self._drain.add(reading)
+        return writing
+
+    def others(self) -> list[int]:
+        """The reading ends of the workers' pipes, as they are now."""
+        return [descriptor for descriptor in self._drain.open_descriptors() if descriptor != self.own[0]]
+
+    def pause(self) -> None:
+        """Write down what is there and leave the pipes open; lines wait in them."""
+        self._drain.stop(STOP_SECONDS)
+
+    def resume(self, level: str) -> None:
+        """After `pause`: drain the same pipes again."""
+        others = self.others()
+        self._drain = LogDrain(self._sink)
+        self.adopt(self.own, others, level)
+
+    def end(self) -> None:
+        """Write down what is there; for the end of the process."""
+        if self.own[0] >= 0:
+            self._drain.stop(STOP_SECONDS)

@@ -1,0 +1,89 @@
+"""The program of a background supervisor: `python -m flm.runtime.startup [--resume] DESCRIPTOR`.
+
+The first time it forks once, so that the supervisor is nobody's child and who started it need not wait for it, and
+reports its pid and then the outcome to whoever started it. With `--resume` it is what a supervisor becomes by exec.
+
+Knows how to begin and how to say how that went; everything else is `flm.runtime.supervisor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+
+import msgspec
+
+from flm.errors import CommandCode, CommandError
+from flm.runtime.boot import SupervisorBoot, SupervisorState, unpack
+from flm.runtime.control import Answer
+from flm.runtime.status import Handle
+from flm.runtime.succession import keep_private
+from flm.runtime.supervisor import Supervisor
+
+
+class _Report:
+    """Where whoever started this process reads how that went: the pid first, the outcome then."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def pid(self) -> None:
+        """Raises BrokenPipeError if nobody reads any more, as `success` does: a start nobody waits for is given up."""
+        self._write(Answer(True, os.getpid()))
+
+    def success(self, handle: Handle) -> None:
+        self._write(Answer(True, handle))
+        self._close()
+
+    def failure(self, error: CommandError) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._write(Answer(False, code=error.code.value, message=error.message))
+        self._close()
+
+    def _write(self, answer: Answer) -> None:
+        if self._descriptor is not None:
+            os.write(self._descriptor, msgspec.json.encode(answer) + b"\n")
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def main() -> int:
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if sys.argv[1] == "--resume":
+        state = unpack(int(sys.argv[2]), SupervisorState)
+        keep_private(state)
+        asyncio.run(Supervisor(state.boot, state).run(lambda _: None))
+        return 0
+    boot = unpack(int(sys.argv[1]), SupervisorBoot)
+    if os.fork():
+        os._exit(0)
+    for descriptor in (boot.lock_fd, boot.report_fd):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
+    return _begin(boot, _Report(boot.report_fd))
+
+
+def _begin(boot: SupervisorBoot, report: _Report) -> int:
+    try:
+        report.pid()
+        asyncio.run(Supervisor(boot).run(report.success))
+        return 0
+    except BrokenPipeError:
+        return 1
+    except CommandError as error:
+        failure = error
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        failure = CommandError(CommandCode.IO_ERROR, f"the system refused: {error.strerror or error}{where}")
+    report.failure(failure)
+    return failure.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""How a supervisor becomes its successor: by exec, in the same process, with its descriptors and its children.
+
+The state goes over as a document in an inherited file. The signals that a supervisor handles stay blocked from before
+exec until the new image handles them again, so that none is lost, and none kills it in between.
+
+Knows which descriptors must survive, and nothing of what they are good for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Final, NoReturn
+
+from flm.runtime.boot import SupervisorState, pack
+
+HANDLED: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+MODULE: Final = "flm.runtime.startup"
+
+
+def descriptors(state: SupervisorState) -> list[int]:
+    """Every descriptor that must survive exec."""
+    workers = [worker.control_fd for worker in state.workers]
+    single = [state.boot.lock_fd, state.shared_fd, state.keyring_fd, state.control_fd]
+    reply = [state.reply_fd] if state.reply_fd is not None else []
+    return [*single, *reply, *state.listening_fds, *state.life_fds, *state.log_fds, *state.own_log_fds, *workers]
+
+
+def become(state: SupervisorState) -> NoReturn:
+    """Replace this process's program by the one that is installed now. Raises OSError if the system refuses; then
+    nothing has changed."""
+    document = pack(state)
+    inherited = [document, *descriptors(state)]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    try:
+        for descriptor in inherited:
+            os.set_inheritable(descriptor, True)
+        os.execve(  # noqa: S606 - our own interpreter and module
+            sys.executable, [sys.executable, "-P", "-m", MODULE, "--resume", str(document)], dict(os.environ)
+        )
+    finally:
+        keep_private(state)
+        os.close(document)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def keep_private(state: SupervisorState) -> None:
+    """What came over exec must not go on to other programs by accident: the end of the life pipe least of all."""
+    for descriptor in descriptors(state):
+        os.set_inheritable(descriptor, False)
