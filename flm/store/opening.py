@@ -1,0 +1,193 @@
+"""From a folder to an open SQLite connection: creates the databases once, migrates them, or refuses.
+
+Strategy: the two databases are created together, under the folder's lock and beside a marker file. While the marker is
+there, creation is unfinished and is resumed; without it, a database that is missing or empty while the other is there
+is a loss and is refused (an empty security database would forget every revocation and allow-list). Whatever the file
+is, it is inspected before SQLite may write to it.
+
+Knows no rows. Blocking: runs on the thread of the connection (see `database`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from flm.errors import CommandCode, CommandError
+from flm.store.folder import Folder, create_file, locked, secure_file, secure_folder, sync_folder
+from flm.store.inspection import BUSY_SECONDS, inspect, uri
+from flm.store.schema import SCHEMAS, Schema
+
+MARKER: Final = ".creating"
+
+# Files that this process has open. They were inspected, and must not be again: closing a descriptor that SQLite does
+# not know of drops the locks that its connections of the same process hold (POSIX locks belong to the process).
+_open: Counter[tuple[int, int]] = Counter()
+_opening = threading.RLock()
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that is counted in `_open` until it is closed."""
+
+    identity: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        with _opening:
+            super().close()
+            if self.identity is not None:
+                _open[self.identity] -= 1
+                self.identity = None
+
+
+def path_of(folder: Folder, schema: Schema) -> Path:
+    return folder.config if schema.name == "config" else folder.security
+
+
+def open_connection(folder: Folder, schema: Schema) -> sqlite3.Connection:
+    """An open connection to a database that is whole, ours, private and up to date.
+
+    Raises IO_ERROR, DB_ERROR or MIGRATION_FAILED, and then has changed nothing that was there.
+    """
+    path = path_of(folder, schema)
+    with _opening:
+        _secure(folder)
+        if not _complete(folder):
+            with locked(folder.root):
+                _create(folder)
+        if not _open[_identity(path)] and inspect(path, schema) < schema.version:
+            with locked(folder.root):
+                migrate(path, schema)
+        return _connect(path, schema)
+
+
+def migrate(path: Path, schema: Schema) -> None:
+    """Bring a database up to date, one transaction a step, after keeping a copy of what has data.
+
+    Raises MIGRATION_FAILED; then the database is as it was after the last step that succeeded.
+    """
+    connection = _connect(path, schema)
+    step = 0
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if 0 < version < schema.version:
+            _keep_copy(connection, path, version)
+        for step in range(version + 1, schema.version + 1):
+            _apply(connection, schema, step)
+    except sqlite3.Error as error:
+        raise CommandError(
+            CommandCode.MIGRATION_FAILED,
+            f"step {step} of bringing {path} up to date failed and was undone: {error}; "
+            "free disk space or end the program that holds the database, then try again",
+        ) from None
+    finally:
+        connection.close()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _secure(folder: Folder) -> None:
+    secure_folder(folder.root)
+    for path in (folder.config, folder.security):
+        if path.parent != folder.root and not path.parent.is_dir():
+            secure_folder(path.parent)
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            secure_file(path.with_name(path.name + suffix))
+
+
+def _complete(folder: Folder) -> bool:
+    sizes = [secure_file(path_of(folder, schema)) for schema in SCHEMAS]
+    return min(sizes) > 0 and not os.path.lexists(folder.root / MARKER)
+
+
+def _create(folder: Folder) -> None:
+    if _complete(folder):
+        return  # another process did, while this one waited for the lock
+    marker = folder.root / MARKER
+    if not os.path.lexists(marker):
+        _refuse_a_loss(folder)
+        os.close(create_file(marker))
+    for schema in SCHEMAS:
+        path = path_of(folder, schema)
+        with contextlib.suppress(FileExistsError):
+            os.close(create_file(path))
+        migrate(path, schema)
+        sync_folder(path.parent)
+    os.unlink(marker)
+    sync_folder(folder.root)
+
+
+def _refuse_a_loss(folder: Folder) -> None:
+    """Raise DB_ERROR unless both databases are missing, or empty with no trace of former use beside them."""
+    sizes = {path: secure_file(path) for path in (path_of(folder, schema) for schema in SCHEMAS)}
+    lost = [str(path) for path, size in sizes.items() if size <= 0]
+    traces = [str(path) for path, size in sizes.items() if size > 0]
+    traces += [f"{path}-wal" for path in sizes if secure_file(Path(f"{path}-wal")) > 0]
+    if 0 in sizes.values() and secure_file(folder.pepper) > 0:
+        traces.append(str(folder.pepper))
+    if traces:
+        raise CommandError(
+            CommandCode.DB_ERROR,
+            f"{' and '.join(lost)}: missing or empty, though {' and '.join(traces)} is there. Nothing was created in "
+            "its place, for keys and their revocations would be forgotten; restore it from a copy, or move the rest "
+            "away to begin anew",
+        )
+
+
+def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(
+            uri(path, "mode=rw"), uri=True, timeout=BUSY_SECONDS, isolation_level=None, factory=_Connection
+        )
+        try:
+            connection.identity = _identity(path)
+            _open[connection.identity] += 1
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            connection.execute(f"PRAGMA synchronous = {schema.synchronous}")
+            connection.execute("PRAGMA secure_delete = ON")  # a credential that was removed is gone from the file
+            connection.execute("PRAGMA trusted_schema = OFF")
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise CommandError(CommandCode.DB_ERROR, f"{path} cannot be opened: {error}") from None
+    return connection
+
+
+def _apply(connection: sqlite3.Connection, schema: Schema, step: int) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version < step:
+            for statement in schema.migrations[step - 1]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {schema.application_id}")
+            connection.execute(f"PRAGMA user_version = {step}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _keep_copy(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    """Write the database as it is to `<name>.before-v<next>`, whole or not at all."""
+    copy = path.with_name(f"{path.name}.before-v{version + 1}")
+    partial = copy.with_name(copy.name + ".partial")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(partial)
+    os.close(create_file(partial))
+    target = sqlite3.connect(uri(partial, "mode=rw"), uri=True)
+    try:
+        connection.backup(target)
+    finally:
+        target.close()
+    os.rename(partial, copy)
+    sync_folder(path.parent)
