@@ -1,0 +1,263 @@
+"""The ASGI application of one worker: the route table, the order of a request's steps, the only broad except.
+
+The order is the contract (SPEC §1) and stands in `_serve`: request id, address, head, host and origin, key, room for
+one more, route. No branch skips a step. Errors climb to `__call__`, which answers them once and writes the one line.
+
+Does not know databases, files or processes: what it shares with others is in its `WorkerContext`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, Protocol
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from flm import snapshot as snapshots
+from flm.engines.base import Endpoint
+from flm.errors import ErrorKind, RequestError
+from flm.policy.keys import Keyring, authenticate
+from flm.proxy import head as heads
+from flm.proxy.body import drain, is_drainable
+from flm.proxy.exchange import ClientGoneError, ClientTooSlowError, Exchange, Receive, Scope, Send
+from flm.proxy.head import Head
+from flm.proxy.inference import infer
+from flm.proxy.recorder import Record, Recorder, words
+from flm.proxy.respond import Responder
+from flm.proxy.view import OpenPool, PoolKey, View, open_pool
+
+_CLIENT_LEFT: Final = 499  # nginx's status for a client that left before an answer; only in the log
+_HEALTHY: Final = b'{"status":"ok"}'
+_MODELS_PREFIX: Final = b"/v1/models/"
+_OVERLOAD_RETRY: Final = ((b"retry-after", b"1"),)
+
+Handler = Callable[[Exchange, View, Head, Responder], Awaitable[None]]
+
+
+class SharedMemory(Protocol):
+    """The part of the native shared memory that is needed here."""
+
+    def epoch(self) -> int: ...
+    def snapshot(self) -> tuple[int, bytes]: ...
+    def add(self, slot: int, counter: int, delta: int, /) -> None: ...
+
+
+def _leave_open(_client: tuple[str, str]) -> None:
+    """Where the runtime cannot cut a connection, it ends by TCP_USER_TIMEOUT."""
+
+
+class WorkerContext(msgspec.Struct, kw_only=True):
+    """What the composition root hands to the data path of one worker.
+
+    `slot`: the worker's own in shared memory. `log`: takes one JSON line, never blocks. `cut`: closes the connection
+    of a client, given as (address, port), that cannot be got rid of in another way.
+    """
+
+    shared: SharedMemory
+    keyring: Keyring
+    slot: int
+    log: Callable[[bytes], None]
+    cut: Callable[[tuple[str, str]], None] = _leave_open
+
+
+class Route(msgspec.Struct, frozen=True):
+    """One line of the route table. `name` is what the log calls it; a public route needs no key."""
+
+    name: str
+    methods: tuple[str, ...]
+    handle: Handler
+    public: bool = False
+
+
+async def _health(_exchange: Exchange, _view: View, _head: Head, responder: Responder) -> None:
+    await responder.whole(200, _HEALTHY)
+
+
+async def _models(_exchange: Exchange, view: View, _head: Head, responder: Responder) -> None:
+    await responder.whole(200, view.models)
+
+
+async def _model(exchange: Exchange, view: View, head: Head, responder: Responder) -> None:
+    """GET /v1/models/{id}: the id holds `/` and `:`, clear or percent-encoded (decoded once)."""
+    try:
+        name = unquote_to_bytes(head.path[len(_MODELS_PREFIX) :]).decode()
+    except UnicodeDecodeError:
+        raise RequestError(ErrorKind.INVALID_MODEL, "the model id in the path is not UTF-8", param="model") from None
+    exchange.record.model = name
+    await responder.whole(200, view.model(name))
+
+
+ROUTES: Final[dict[bytes, Route]] = {
+    b"/health": Route("/health", ("GET", "HEAD"), _health, public=True),
+    b"/v1/models": Route("/v1/models", ("GET", "HEAD"), _models),
+    b"/v1/chat/completions": Route(Endpoint.CHAT.value, ("POST",), partial(infer, Endpoint.CHAT)),
+    b"/v1/embeddings": Route(Endpoint.EMBEDDINGS.value, ("POST",), partial(infer, Endpoint.EMBEDDINGS)),
+}
+MODEL_ROUTE: Final = Route("/v1/models/{id}", ("GET", "HEAD"), _model)
+
+
+def find_route(path: bytes) -> Route | None:
+    """The route of a path as it was sent: exact, but for the id of a model."""
+    route = ROUTES.get(path)
+    if route is None and path.startswith(_MODELS_PREFIX) and len(path) > len(_MODELS_PREFIX):
+        return MODEL_ROUTE
+    return route
+
+
+class App:
+    """The ASGI callable."""
+
+    def __init__(self, context: WorkerContext, opener: OpenPool = open_pool) -> None:
+        self._context = context
+        self._opener = opener
+        self._recorder = Recorder(context.log, context.shared, context.slot)
+        self._current: View | None = None
+        self._running: set[Exchange] = set()
+        self._closing_pools: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in progress."""
+        return len(self._running)
+
+    def drain(self) -> None:
+        """From now on every answer closes its connection. Running requests go on."""
+        self._draining = True
+
+    def abort_streams(self, error: RequestError) -> None:
+        """End every running request with `error`: one event in a stream, a whole answer elsewhere."""
+        for exchange in tuple(self._running):
+            exchange.interrupt(error)
+
+    async def aclose(self) -> None:
+        """Close all connections to engines, those of running requests too."""
+        pools = self._current.pools.values() if self._current is not None else ()
+        await asyncio.gather(*self._closing_pools, *(pool.close(running=True) for pool in pools))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, from its first byte to its log line. Never raises but for a foreign cancellation."""
+        if scope["type"] != "http":
+            return
+        exchange = _exchange(scope, receive, send)
+        self._running.add(exchange)
+        self._recorder.begin()
+        responder = Responder(exchange, closing=self._draining, without_body=scope["method"] == "HEAD")
+        try:
+            await self._attempt(self._serve(exchange, responder), exchange, responder)
+            await self._finish_body(exchange)
+        finally:
+            exchange.end()
+            self._running.discard(exchange)
+            exchange.record.latency_ms = exchange.elapsed_ms()
+            self._recorder.end(exchange.record)
+
+    async def _serve(self, exchange: Exchange, responder: Responder) -> None:
+        scope, record = exchange.scope, exchange.record
+        view = self._view()
+        responder.use(view.settings)
+        fields, size = heads.collect(scope["headers"])
+        head = Head(scope["method"], scope["raw_path"], fields)
+        exchange.head = head
+        route = find_route(head.path)
+        record.endpoint = route.name if route is not None else words(head.path.decode("latin-1"))
+        heads.check(scope, head, size)
+        # The IP policy of a later step stands here: before the key, so that an address outside learns nothing of keys.
+        view.guard.check(fields.get(b"host"), fields.get(b"origin"), fields.get(b"sec-fetch-site"))
+        if route is None or not route.public:
+            now_ms = int(time.time() * 1000)
+            principal = authenticate(fields.get(b"authorization"), self._context.keyring, now_ms)
+            record.api_key_id = principal.key_id
+            self._check_room(view)
+        if route is None:
+            raise RequestError(ErrorKind.NOT_FOUND, "there is no such path here")
+        if head.method not in route.methods:
+            allow = ((b"allow", ", ".join(route.methods).encode()),)
+            message = f"{route.name} takes {' and '.join(route.methods)} only"
+            raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, message, headers=allow)
+        await route.handle(exchange, view, head, responder)
+
+    def _check_room(self, view: View) -> None:
+        limit = view.settings.proxy_max_in_flight
+        if len(self._running) > limit:
+            message = f"FLM is already answering {limit} requests (setting proxy.max_in_flight); try again shortly"
+            raise RequestError(ErrorKind.OVERLOADED, message, headers=_OVERLOAD_RETRY)
+
+    async def _attempt(self, work: Awaitable[None], exchange: Exchange, responder: Responder) -> None:
+        """Do the work; turn whatever it raises into an answer. The only broad except of the data path."""
+        try:
+            try:
+                await work
+            except asyncio.CancelledError:
+                reason = exchange.interrupted()
+                if reason is None:
+                    raise
+                raise reason from None
+        except ClientGoneError:
+            _mark(exchange.record, "client_disconnected")
+        except ClientTooSlowError:
+            _mark(exchange.record, "client_too_slow")
+            self._context.cut(exchange.scope["client"])
+        except RequestError as error:
+            await self._fail(error, exchange, responder)
+        except Exception as error:
+            self._recorder.fault(error, exchange.request_id)
+            message = "FLM made a mistake; the log has it under this request id"
+            await self._fail(RequestError(ErrorKind.INTERNAL_ERROR, message), exchange, responder)
+
+    async def _fail(self, error: RequestError, exchange: Exchange, responder: Responder) -> None:
+        """Answer with the error, unless the client leaves or stops reading even now."""
+        exchange.forget_interruption()
+        if exchange.body_unread and exchange.head is not None and not is_drainable(exchange.head):
+            responder.closing = True
+        try:
+            await responder.fail(error)
+        except (asyncio.CancelledError, ClientTooSlowError):
+            if exchange.interrupted() is None:
+                raise
+            _mark(exchange.record, error.code)
+
+    async def _finish_body(self, exchange: Exchange) -> None:
+        """Throw away the small rest of a body that was not needed, so that the connection can be used again."""
+        head = exchange.head
+        if head is not None and exchange.body_unread and head.has_body and is_drainable(head):
+            await drain(exchange)
+
+    def _view(self) -> View:
+        """The world at this moment; taken anew when the epoch has moved."""
+        view = self._current
+        shared = self._context.shared
+        if view is not None and view.epoch == shared.epoch():
+            return view
+        epoch, data = shared.snapshot()
+        pools: dict[PoolKey, Any] = view.pools if view is not None else {}
+        fresh = View(epoch, snapshots.decode(data), pools, self._opener)
+        self._current = fresh
+        self._recorder.set_level(fresh.settings.log_level)
+        for key, pool in pools.items():
+            if key not in fresh.pools:
+                task = asyncio.get_running_loop().create_task(pool.close())
+                self._closing_pools.add(task)
+                task.add_done_callback(self._closing_pools.discard)
+        return fresh
+
+
+def _exchange(scope: Scope, receive: Receive, send: Send) -> Exchange:
+    request_id = f"{int(time.time() * 1000)}-{os.urandom(8).hex()}"
+    record = Record(request_id=request_id, client_ip=scope["client"][0], method=scope["method"])
+    return Exchange(scope, receive, send, request_id, record)
+
+
+def _mark(record: Record, error_type: str) -> None:
+    record.error_type = error_type
+    record.status = record.status or _CLIENT_LEFT
+
+
+def create_app(context: WorkerContext) -> App:
+    """The data path of one worker. Nothing is opened before the first request."""
+    return App(context)

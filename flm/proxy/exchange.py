@@ -1,0 +1,107 @@
+"""One request in progress: what is known of it so far, and the one way to break it off.
+
+Whatever ends a request from outside (the client left, a timeout, the worker stops) calls `interrupt` with the reason;
+the request's own task is cancelled, unwinds through the rooms it is in, and `app` finds the reason here. The first
+reason counts.
+
+Does not know routes, engines or what is answered. `head` is None until it has been read; `record` is filled by each
+room for the one log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from flm.proxy.head import Head
+from flm.proxy.recorder import Record
+from flm.proxy.watchdog import Watchdog
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], "asyncio.Future[Message]"]  # the server's awaitables are futures: no task is needed to watch one
+Send = Callable[[Message], Awaitable[None]]
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection, or its end of it."""
+
+
+class ClientTooSlowError(Exception):
+    """The client does not read what it asked for, or more slowly than `proxy.min_bytes_per_second`."""
+
+
+class Exchange:
+    """One request in progress."""
+
+    __slots__ = (
+        "_interruption",
+        "_over",
+        "_started",
+        "_task",
+        "body_unread",
+        "head",
+        "loop",
+        "receive",
+        "record",
+        "request_id",
+        "scope",
+        "send",
+        "watchdog",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, record: Record) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.request_id = request_id
+        self.record = record
+        self.head: Head | None = None
+        self.body_unread = True
+        self._started = time.perf_counter()
+        self.loop = asyncio.get_running_loop()
+        self.watchdog = Watchdog(self.loop, self.interrupt)
+        self._task = asyncio.current_task()
+        self._interruption: Exception | None = None
+        self._over = False
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request began."""
+        return round((time.perf_counter() - self._started) * 1000, 2)
+
+    def interrupt(self, reason: Exception) -> None:
+        """Break the request off: `reason` is raised where its task waits. Nothing happens once it is over."""
+        if self._over or self._interruption is not None or self._task is None:
+            return
+        self._interruption = reason
+        self._task.cancel()
+
+    def interrupted(self) -> Exception | None:
+        """The reason of a cancellation that `interrupt` caused, once; None: somebody else cancelled the task."""
+        reason = self._interruption
+        if reason is not None and self._task is not None:
+            self._task.uncancel()
+        return reason
+
+    def forget_interruption(self) -> None:
+        """The reason has been dealt with; the next one counts again (a client may leave while it gets an error)."""
+        self._interruption = None
+
+    def watch_client(self) -> None:
+        """From now on the request is interrupted when the client leaves. The body must have been read."""
+        self.receive().add_done_callback(self._received)
+
+    def _received(self, future: asyncio.Future[Message]) -> None:
+        if self._over or future.cancelled():
+            return
+        if future.result()["type"] == "http.request":
+            self.watch_client()  # the empty frame that ends a body whose length was known
+        else:
+            self.interrupt(ClientGoneError())
+
+    def end(self) -> None:
+        """The request is over; nothing interrupts it any more."""
+        self._over = True
+        self.watchdog.close()

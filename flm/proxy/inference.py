@@ -1,0 +1,128 @@
+"""One translated request: peek, route, translate, ask the engine, translate back.
+
+The engine's socket is closed the moment the request is broken off, whoever broke it off: every path out of here
+either releases the engine's answer, read to its end, or aborts it.
+
+Knows no engine by name: the dialect of the route translates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from flm.config import MAX_ANSWER_BYTES
+from flm.engines.base import Call, Change, Endpoint, Translation
+from flm.errors import Header, UpstreamProtocolError
+from flm.proxy.body import read_body
+from flm.proxy.exchange import Exchange
+from flm.proxy.head import Head, check_json_body
+from flm.proxy.keepalive import KeepAlive
+from flm.proxy.respond import Responder, warnings_header
+from flm.proxy.view import Target, View
+from flm.upstream.pool import Response
+from flm.wire.openai import peek
+
+SETTLE_SECONDS: Final = 1.0  # for the last bytes of an answer that is complete, so that its connection can be kept
+
+
+async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, responder: Responder) -> None:
+    """Answer one request to a translated route. Raises RequestError, and whatever broke the request off."""
+    record = exchange.record
+    check_json_body(head.fields)
+    body = await read_body(exchange, head, view.settings)
+    exchange.watch_client()
+    peeked = peek(body)
+    record.model = peeked.model
+    route = view.routes.resolve(peeked.model)
+    record.engine_id = route.engine.id
+    target = view.target(route)
+    call = Call(
+        endpoint,
+        peeked,
+        route.model.name,
+        response_id=f"chatcmpl-{exchange.request_id}",
+        created=int(time.time()),
+        engine_version=route.engine.version,
+        capabilities=route.model.capabilities,
+    )
+    translation = target.dialect.begin(call)
+    headers = _warnings(translation.changes, exchange)
+    if translation.streaming:
+        await _stream(exchange, view, target, translation, responder, headers)
+    else:
+        await _whole(target, translation, responder, headers)
+
+
+def _warnings(changes: tuple[Change, ...], exchange: Exchange) -> tuple[Header, ...]:
+    if not changes:
+        return ()
+    listed = warnings_header(tuple((change.parameter, change.action, change.value) for change in changes))
+    exchange.record.warnings = [f"{change.parameter} {change.action}" for change in changes]
+    return ((b"x-flm-warnings", listed),)
+
+
+async def _whole(target: Target, translation: Translation, responder: Responder, headers: tuple[Header, ...]) -> None:
+    response = await target.pool.send(translation.request)
+    try:
+        translation.head(response.status, response.headers)
+        pieces = []
+        size = 0
+        while data := await response.read():
+            piece = translation.feed(data)
+            size += len(piece)
+            if size > MAX_ANSWER_BYTES:
+                raise UpstreamProtocolError(f"the engine's answer is larger than {MAX_ANSWER_BYTES} bytes")
+            pieces.append(piece)
+        response.release()
+        pieces.append(translation.finish())
+    finally:
+        response.abort()  # harmless once released
+    await responder.whole(200, b"".join(pieces), headers)
+
+
+async def _stream(
+    exchange: Exchange,
+    view: View,
+    target: Target,
+    translation: Translation,
+    responder: Responder,
+    headers: tuple[Header, ...],
+) -> None:
+    interval = view.settings.engine_keepalive_comment_seconds
+    async with KeepAlive(exchange, responder, headers, interval) as silence:
+        response = await target.pool.send(translation.request)
+        try:
+            translation.head(response.status, response.headers)
+            first = await _next(response, translation)
+            await silence.stop()
+            await responder.begin_stream(headers)
+            piece = first
+            while piece:
+                await responder.write(piece)
+                piece = b"" if translation.complete else await _next(response, translation)
+            await responder.end_stream()
+            await _settle(response)
+        finally:
+            response.abort()  # harmless once released
+
+
+async def _next(response: Response, translation: Translation) -> bytes:
+    """The next bytes for the client; b"" when the engine's answer has ended in order and all has been returned."""
+    while data := await response.read():
+        if piece := translation.feed(data):
+            return piece
+    response.release()
+    return translation.finish()
+
+
+async def _settle(response: Response) -> None:
+    """The client has everything; take what the engine still sends, so that the connection can be used again."""
+    try:
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while await response.read():
+                pass
+        response.release()
+    except TimeoutError:
+        response.abort()

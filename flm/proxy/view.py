@@ -1,0 +1,146 @@
+"""What requests see of the world at one epoch: settings, routes, the model list, and a pool for each engine.
+
+Built when the epoch in shared memory has moved, by the first request that notices; requests that are running keep
+the view they began with. Pools outlive a view as long as their engine stays what it was, so that warm connections
+survive a change elsewhere.
+
+Does not know who publishes snapshots, nor how bytes travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from flm.engines import registry
+from flm.engines.base import Dialect
+from flm.errors import ErrorKind, RequestError
+from flm.policy.access import HostGuard
+from flm.policy.routing import Route, RouteIndex, model_id
+from flm.snapshot import SERVING, Engine, Model, Snapshot
+from flm.upstream.pool import Pool, Timeouts
+
+PoolKey = tuple[str, str | None, Timeouts, int, float]
+OpenPool = Callable[[Engine, "Dialect", Timeouts, int], Pool]
+
+_encoder = msgspec.json.Encoder()
+
+
+class Listed(msgspec.Struct):
+    """One entry of GET /v1/models: OpenAI's fields, and FLM's under the names of `flm models list` (SPEC §8)."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    engine_id: str
+    name: str
+    context_length: int | None
+    trained_context_length: int | None
+    loaded: bool | None
+    capabilities: tuple[str, ...]
+
+
+class _List(msgspec.Struct):
+    object: str
+    data: list[Listed]
+
+
+def open_pool(engine: Engine, dialect: Dialect, timeouts: Timeouts, max_in_flight: int) -> Pool:
+    return Pool(
+        engine.url,
+        credential=engine.credential,
+        idle_seconds=dialect.idle_seconds,
+        timeouts=timeouts,
+        max_in_flight=max_in_flight,
+    )
+
+
+class Target:
+    """One engine, ready to be asked: its record, its dialect, its pool."""
+
+    __slots__ = ("dialect", "engine", "pool")
+
+    def __init__(self, engine: Engine, dialect: Dialect, pool: Pool) -> None:
+        self.engine = engine
+        self.dialect = dialect
+        self.pool = pool
+
+
+class View:
+    """One epoch's world. `pools` are those of the view before, by key; those still needed are taken over."""
+
+    def __init__(self, epoch: int, snapshot: Snapshot, pools: dict[PoolKey, Pool], opener: OpenPool) -> None:
+        settings = snapshot.settings
+        self.epoch: Final = epoch
+        self.settings: Final = settings
+        self.guard: Final = HostGuard(settings.proxy_bind)
+        self.routes: Final[RouteIndex[Engine]] = RouteIndex(
+            snapshot.engines, snapshot.aliases, serving=SERVING, plain_names=settings.routing_plain_names
+        )
+        self.models: Final = _encoder.encode(_List("list", [entry for e in snapshot.engines for entry in _entries(e)]))
+        self.pools: Final[dict[PoolKey, Pool]] = {}
+        self._targets: dict[str, Target] = {}
+        for engine in snapshot.engines:
+            self._add(engine, pools, opener)
+
+    def _add(self, engine: Engine, pools: dict[PoolKey, Pool], opener: OpenPool) -> None:
+        dialect = registry.DIALECTS.get(engine.kind)
+        if dialect is None:  # a kind of a newer FLM: the others go on
+            return
+        timeouts = self._timeouts(engine)
+        limit = self.settings.engine_max_in_flight
+        key = (engine.url, engine.credential, timeouts, limit, dialect.idle_seconds)
+        pool = pools.get(key) or self.pools.get(key) or opener(engine, dialect, timeouts, limit)
+        self.pools[key] = pool
+        self._targets[engine.id] = Target(engine, dialect, pool)
+
+    def _timeouts(self, engine: Engine) -> Timeouts:
+        settings = self.settings
+        return Timeouts(
+            _chosen(engine.connect_timeout, settings.engine_connect_timeout_seconds),
+            _chosen(engine.first_byte_timeout, settings.engine_first_byte_timeout_seconds),
+            _chosen(engine.between_bytes_timeout, settings.engine_between_bytes_timeout_seconds),
+            _chosen(engine.total_timeout, settings.engine_total_timeout_seconds),
+        )
+
+    def target(self, route: Route[Engine]) -> Target:
+        """Raises RequestError NOT_IMPLEMENTED for an engine of a kind this FLM does not know."""
+        target = self._targets.get(route.engine.id)
+        if target is None:
+            message = f"engine {route.engine.id!r} is of kind {route.engine.kind!r}, which this FLM cannot speak to"
+            raise RequestError(ErrorKind.NOT_IMPLEMENTED, message)
+        return target
+
+    def model(self, name: str) -> bytes:
+        """The list entry of one model, under its full id. Raises like RouteIndex.resolve."""
+        route = self.routes.resolve(name)
+        entry = next(entry for entry in _entries(route.engine) if entry.name == route.model.name)
+        return _encoder.encode(entry)
+
+
+def _chosen(own: float | None, general: float) -> float:
+    return general if own is None else own
+
+
+def _entries(engine: Engine) -> list[Listed]:
+    if engine.status not in SERVING:
+        return []
+    return [_entry(engine, model) for model in engine.models]
+
+
+def _entry(engine: Engine, model: Model) -> Listed:
+    return Listed(
+        id=model_id(engine.id, model.name),
+        object="model",
+        created=model.created,
+        owned_by=engine.id,
+        engine_id=engine.id,
+        name=model.name,
+        context_length=model.context_length,
+        trained_context_length=model.trained_context_length,
+        loaded=model.loaded,
+        capabilities=model.capabilities,
+    )
