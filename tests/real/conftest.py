@@ -33,6 +33,9 @@ MODELS: dict[str, dict[str, str]] = {
     "ollama-native": ONE_MODEL_EACH,
 }
 """Engine id -> what a test wants of a model -> the model's name there."""
+# With context shift a reply without end has no end, as on the other engines: 1024 tokens would be through in 0.3 s.
+LLAMA_CHAT = ("-c", "2048", "-np", "2", "--jinja", "--context-shift", "--alias", "scripted")
+LLAMA_EMBED = ("-c", "512", "--embeddings", "--pooling", "mean", "--alias", "scripted-embed")
 CHAT_ENGINES = tuple(name for name, models in MODELS.items() if "plain" in models)
 
 
@@ -80,17 +83,14 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, real
     """Every engine, running, by the id that the tests register it under."""
     folder = tmp_path_factory.mktemp("engines")
     old, new = locations.OLLAMA_OLD, locations.OLLAMA_NEW
-    # With context shift a reply without end has no end, as on the other engines: 1024 tokens would be through in 0.3 s.
-    chat = ("-c", "2048", "-np", "2", "--jinja", "--context-shift", "--alias", "scripted")
-    embed = ("-c", "512", "--embeddings", "--pooling", "mean", "--alias", "scripted-embed")
     with ExitStack() as stack:
         try:
             yield {
                 "llama": stack.enter_context(
-                    real.llama_server(folder / "llama", model="scripted.gguf", arguments=chat)
+                    real.llama_server(folder / "llama", model="scripted.gguf", arguments=LLAMA_CHAT)
                 ),
                 "llama-embed": stack.enter_context(
-                    real.llama_server(folder / "llama-embed", model="scripted-embed.gguf", arguments=embed)
+                    real.llama_server(folder / "llama-embed", model="scripted-embed.gguf", arguments=LLAMA_EMBED)
                 ),
                 "ollama-old": stack.enter_context(real.ollama(folder / "old", old)),
                 "ollama-rendered": stack.enter_context(real.ollama(folder / "rendered", new, OLLAMA_GO_TEMPLATE="1")),

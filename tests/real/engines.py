@@ -141,11 +141,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _launch(
-    command: Callable[[int], list[str]], environment: Callable[[int], dict[str, str]], ready: str, log: Path
+    command: Callable[[int], list[str]],
+    environment: Callable[[int], dict[str, str]],
+    ready: str,
+    log: Path,
+    wanted: int | None = None,
 ) -> tuple[int, subprocess.Popen[bytes]]:
-    """Start a program on a free port and wait until GET `ready` answers 200; -> port, process."""
+    """Start a program on port `wanted`, or a free one, and wait until GET `ready` answers 200; -> port, process."""
     for _ in range(START_ATTEMPTS):
-        port = free_port()
+        port = wanted or free_port()
         try:
             return port, _start(command(port), environment(port), f"http://127.0.0.1:{port}{ready}", log)
         except ChildProcessError as error:
@@ -178,8 +182,8 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def llama_server(folder: Path, *, model: str, arguments: tuple[str, ...]) -> Iterator[Engine]:
-    """A llama-server with one model file of the scripted part; its log stands in `folder`.
+def llama_server(folder: Path, *, model: str, arguments: tuple[str, ...], port: int | None = None) -> Iterator[Engine]:
+    """A llama-server with one model file of the scripted part, on `port` or a free one; its log stands in `folder`.
 
     Raises EngineStartError when it does not start.
     """
@@ -187,14 +191,15 @@ def llama_server(folder: Path, *, model: str, arguments: tuple[str, ...]) -> Ite
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "engine.log"
     fixed = ["-m", str(locations.scripted_dir() / model), "--host", "127.0.0.1", "--threads", "1", "--offline"]
-    port, process = _launch(
-        lambda port: [str(program), *fixed, "--port", str(port), *arguments],
+    taken, process = _launch(
+        lambda chosen: [str(program), *fixed, "--port", str(chosen), *arguments],
         lambda _port: _environment(folder),
         "/health",
         log,
+        port,
     )
     try:
-        yield Engine("llamacpp", request(port, "GET", "/props")["build_info"], port, log, process)
+        yield Engine("llamacpp", request(taken, "GET", "/props")["build_info"], taken, log, process)
     finally:
         _end(process)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import openai
 import pytest
 
-from tests.real.asking import HELLO, ask, ask_streamed
-from tests.real.conftest import Target
+from tests.real.asking import HELLO, ask, ask_streamed, messages
+from tests.real.conftest import CHAT_ENGINES, MODELS, Target
+from tests.real.installation import Installation
 
 HELLO_TOKENS = 7
 """Six words and the end of the text."""
@@ -25,6 +27,8 @@ SCHEMA: Any = {
         },
     },
 }
+AT_ONCE = 4
+"""Streams of each engine and script at the same time: 64 in all."""
 REPLIES = {"utf8": "日 😀", "escape": '<b> & "quoted"\\back\n\n\u2028\t', "empty": ""}
 
 
@@ -65,6 +69,25 @@ def test_whole_answer_is_exact_and_complete(client: openai.OpenAI, target: Targe
     assert answer.created > 0
     assert answer.usage.completion_tokens == HELLO_TOKENS
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + HELLO_TOKENS
+
+
+def test_many_streams_at_once_do_not_mix(flm: Installation) -> None:
+    models = [f"flm://{name}/{MODELS[name]['plain']}" for name in CHAT_ENGINES]
+
+    async def one(client: openai.AsyncOpenAI, model: str, script: str | None, expected: str) -> None:
+        stream = await client.chat.completions.create(model=model, messages=messages(script), stream=True)
+        text = ""
+        async for chunk in stream:
+            assert chunk.model == model
+            text += chunk.choices[0].delta.content or ""
+        assert text == expected
+
+    async def all_at_once() -> None:
+        async with flm.async_client() as client:
+            cases = [(model, *case) for model in models for case in ((None, HELLO), *REPLIES.items())]
+            await asyncio.gather(*(one(client, *case) for case in cases * AT_ONCE))
+
+    asyncio.run(all_at_once())
 
 
 @pytest.mark.parametrize("script", REPLIES)

@@ -14,6 +14,8 @@ ENGINE_FAILURES = ("engine_error", "engine_protocol_error")
 OLLAMAS = ("ollama-old", "ollama-rendered", "ollama-native")
 STOP_REPEATING = ("ollama-old", "ollama-rendered")
 """They break off a model that repeats itself, the first without a word; the others let it go on."""
+REFUSE_LONG = ("llama", "ollama-native")
+"""They refuse a prompt that exceeds the model's context; the others cut it and answer."""
 GO_ON_REPEATING = ("llama", "ollama-native")
 
 
@@ -83,6 +85,18 @@ def test_an_answer_the_engine_breaks_off_is_an_error_not_an_end(client: openai.O
 def test_a_repeating_answer_the_engine_lets_pass_is_passed_on(client: openai.OpenAI, target: Target) -> None:
     streamed = ask_streamed(client, target.model(), "repeat", max_tokens=150)
     assert (streamed.content.count("na "), streamed.finish_reasons) == (150, ["length"])
+
+
+@pytest.mark.parametrize("target", REFUSE_LONG, indirect=True)
+def test_a_prompt_too_long_for_the_model_is_told(client: openai.OpenAI, target: Target) -> None:
+    long = "word " * 5000
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(
+                model=target.model(), messages=[{"role": "user", "content": long}], stream=stream
+            )
+        assert "context size" in caught.value.message
+        assert caught.value.code == "context_length_exceeded"
 
 
 def test_parameters_an_engine_lacks_are_told(client: openai.OpenAI, target: Target) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.real.asking import WEATHER_TOOL, ask, ask_streamed
+from tests.real.asking import WEATHER_TOOL, ask, ask_streamed, messages
 from tests.real.conftest import Target
 
 CASES: dict[str | None, tuple[str, list[str]]] = {
@@ -42,6 +42,20 @@ def test_calls_in_a_whole_answer(client: openai.OpenAI, target: Target, script: 
     assert [json.loads(call.function.arguments) for call in calls] == [{"city": city} for city in cities]
     assert len({call.id for call in calls} - {"", None}) == len(cities)
     assert choice.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("script", CASES)
+def test_the_clients_own_accumulator_accepts_the_pieces(
+    client: openai.OpenAI, target: Target, script: str | None
+) -> None:
+    _, cities = CASES[script]
+    with client.chat.completions.stream(
+        model=target.model("tools"), messages=messages(script), tools=[WEATHER_TOOL]
+    ) as stream:
+        choice = stream.get_final_completion().choices[0]
+    assert choice.finish_reason == "tool_calls"
+    calls = choice.message.tool_calls or []
+    assert [json.loads(call.function.arguments) for call in calls] == [{"city": city} for city in cities]
 
 
 def test_a_result_given_back_gets_its_answer(client: openai.OpenAI, target: Target) -> None:
