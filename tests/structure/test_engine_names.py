@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "flm"
-NAMES = re.compile(r"ollama|llama|vllm|lm[ _-]?studio|lms\b|gguf|nemotron", re.IGNORECASE)
+NAMES = re.compile(r"ollama|llama|vllm|lm[ _-]?studio|\blms\b|gguf", re.IGNORECASE)
 ALLOWED_ROOMS = frozenset({"engines", "demo"})
 
 SOURCES = sorted(
