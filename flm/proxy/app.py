@@ -129,6 +129,8 @@ class App:
     def drain(self) -> None:
         """From now on every answer closes its connection. Running requests go on."""
         self._draining = True
+        for exchange in self._running:
+            exchange.closing = True
 
     def abort_streams(self, error: RequestError) -> None:
         """End every running request with `error`: one event in a stream, a whole answer elsewhere."""
@@ -145,12 +147,14 @@ class App:
         if scope["type"] != "http":
             return
         exchange = _exchange(scope, receive, send)
+        exchange.closing = self._draining
         self._running.add(exchange)
         self._recorder.begin()
-        responder = Responder(exchange, closing=self._draining, without_body=scope["method"] == "HEAD")
+        responder = Responder(exchange, without_body=scope["method"] == "HEAD")
         try:
             await self._attempt(self._serve(exchange, responder), exchange, responder)
-            await self._finish_body(exchange)
+            exchange.end()
+            await _finish_body(exchange)
         finally:
             exchange.end()
             self._running.discard(exchange)
@@ -213,20 +217,16 @@ class App:
     async def _fail(self, error: RequestError, exchange: Exchange, responder: Responder) -> None:
         """Answer with the error, unless the client leaves or stops reading even now."""
         exchange.forget_interruption()
-        if exchange.body_unread and exchange.head is not None and not is_drainable(exchange.head):
-            responder.closing = True
+        head = exchange.head
+        if exchange.body_unread and head is not None and not is_drainable(exchange, head):
+            exchange.closing = True
         try:
             await responder.fail(error)
-        except (asyncio.CancelledError, ClientTooSlowError):
+        except ClientTooSlowError:
+            self._context.cut(exchange.scope["client"])
+        except asyncio.CancelledError:
             if exchange.interrupted() is None:
                 raise
-            _mark(exchange.record, error.code)
-
-    async def _finish_body(self, exchange: Exchange) -> None:
-        """Throw away the small rest of a body that was not needed, so that the connection can be used again."""
-        head = exchange.head
-        if head is not None and exchange.body_unread and head.has_body and is_drainable(head):
-            await drain(exchange)
 
     def _view(self) -> View:
         """The world at this moment; taken anew when the epoch has moved."""
@@ -251,6 +251,13 @@ def _exchange(scope: Scope, receive: Receive, send: Send) -> Exchange:
     request_id = f"{int(time.time() * 1000)}-{os.urandom(8).hex()}"
     record = Record(request_id=request_id, client_ip=scope["client"][0], method=scope["method"])
     return Exchange(scope, receive, send, request_id, record)
+
+
+async def _finish_body(exchange: Exchange) -> None:
+    """Throw away the small rest of a body that was not needed, so that the connection can be used again."""
+    head = exchange.head
+    if head is not None and exchange.body_unread and head.has_body and is_drainable(exchange, head):
+        await drain(exchange)
 
 
 def _mark(record: Record, error_type: str) -> None:

@@ -33,6 +33,7 @@ async def read_body(exchange: Exchange, head: Head, settings: Settings) -> bytes
     limit = settings.proxy_max_body_bytes
     if head.length is not None and head.length > limit:
         raise _too_large(limit)
+    exchange.body_begun = True
     reading = _Reading(exchange, head.length, settings)
     try:
         body = await reading.run()
@@ -108,9 +109,11 @@ def _too_large(limit: int) -> RequestError:
     return RequestError(ErrorKind.PAYLOAD_TOO_LARGE, message, headers=CLOSE)
 
 
-def is_drainable(head: Head) -> bool:
-    """Whether an unread body is worth throwing away: small, or of unknown length, and already on its way."""
-    return b"expect" not in head.fields and (head.length is None or head.length <= DRAIN_BYTES)
+def is_drainable(exchange: Exchange, head: Head) -> bool:
+    """Whether an unread body is worth throwing away: untouched, on its way, and small or of unknown length."""
+    if exchange.body_begun or b"expect" in head.fields:
+        return False
+    return head.length is None or head.length <= DRAIN_BYTES
 
 
 async def drain(exchange: Exchange) -> None:

@@ -4,8 +4,9 @@ Whatever ends a request from outside (the client left, a timeout, the worker sto
 the request's own task is cancelled, unwinds through the rooms it is in, and `app` finds the reason here. The first
 reason counts.
 
-Does not know routes, engines or what is answered. `head` is None until it has been read; `record` is filled by each
-room for the one log line.
+Does not know routes, engines or what is answered. `head` is None until it has been read; `body_begun` and
+`body_unread` say how far its body is; `closing`: the answer ends the connection; `answered`: its last byte has been
+handed to the server; `record` is filled by each room for the one log line.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class Exchange:
         "_over",
         "_started",
         "_task",
+        "answered",
+        "body_begun",
         "body_unread",
+        "closing",
         "head",
         "loop",
         "receive",
@@ -60,6 +64,9 @@ class Exchange:
         self.record = record
         self.head: Head | None = None
         self.body_unread = True
+        self.body_begun = False
+        self.closing = False
+        self.answered = False
         self._started = time.perf_counter()
         self.loop = asyncio.get_running_loop()
         self.watchdog = Watchdog(self.loop, self.interrupt)
@@ -94,8 +101,8 @@ class Exchange:
         self.receive().add_done_callback(self._received)
 
     def _received(self, future: asyncio.Future[Message]) -> None:
-        if self._over or future.cancelled():
-            return
+        if self._over or self.answered or future.cancelled():
+            return  # the server also says "disconnect" when the answer is complete
         if future.result()["type"] == "http.request":
             self.watch_client()  # the empty frame that ends a body whose length was known
         else:

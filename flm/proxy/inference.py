@@ -14,7 +14,7 @@ from typing import Final
 
 from flm.config import MAX_ANSWER_BYTES
 from flm.engines.base import Call, Change, Endpoint, Translation
-from flm.errors import Header, UpstreamProtocolError
+from flm.errors import Header, RequestError, UpstreamProtocolError
 from flm.proxy.body import read_body
 from flm.proxy.exchange import Exchange
 from flm.proxy.head import Head, check_json_body
@@ -95,26 +95,40 @@ async def _stream(
         response = await target.pool.send(translation.request)
         try:
             translation.head(response.status, response.headers)
-            first = await _next(response, translation)
+            pieces = _Pieces(response, translation)
+            piece = await pieces.next()
             await silence.stop()
             await responder.begin_stream(headers)
-            piece = first
             while piece:
                 await responder.write(piece)
-                piece = b"" if translation.complete else await _next(response, translation)
+                piece = await pieces.next()
             await responder.end_stream()
             await _settle(response)
         finally:
             response.abort()  # harmless once released
 
 
-async def _next(response: Response, translation: Translation) -> bytes:
-    """The next bytes for the client; b"" when the engine's answer has ended in order and all has been returned."""
-    while data := await response.read():
-        if piece := translation.feed(data):
-            return piece
-    response.release()
-    return translation.finish()
+class _Pieces:
+    """The translated answer, piece by piece."""
+
+    __slots__ = ("_ended", "_response", "_translation")
+
+    def __init__(self, response: Response, translation: Translation) -> None:
+        self._response = response
+        self._translation = translation
+        self._ended = False
+
+    async def next(self) -> bytes:
+        """The next bytes for the client; b"" when everything it needs has been returned."""
+        translation, response = self._translation, self._response
+        if self._ended or translation.complete:
+            return b""
+        while data := await response.read():
+            if piece := translation.feed(data):
+                return piece
+        self._ended = True
+        response.release()
+        return translation.finish()
 
 
 async def _settle(response: Response) -> None:
@@ -124,5 +138,5 @@ async def _settle(response: Response) -> None:
             while await response.read():
                 pass
         response.release()
-    except TimeoutError:
-        response.abort()
+    except (TimeoutError, RequestError):
+        response.abort()  # the answer was complete: what the engine does afterwards is no concern of the client

@@ -21,6 +21,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 _KEY: Final = re.compile(KEY_PATTERN)
 _KEY_START: Final = "flm_"
 _SHOWN: Final = 200  # characters of a caller's own words that a log line repeats
+_OK: Final = 200  # with an error: a stream that was broken off
 _SERVER_ERROR: Final = 500
 _CLIENT_ERROR: Final = 400
 
@@ -98,10 +99,10 @@ class Recorder:
     def end(self, record: Record) -> None:
         """A request is over: count it and write its line."""
         self._counters.add(self._slot, IN_FLIGHT, -1)
-        if record.status >= _SERVER_ERROR:
+        if record.status >= _SERVER_ERROR or (record.status == _OK and record.error_type is not None):
             record.level = "error"
             self._counters.add(self._slot, ERRORS, 1)
-        elif record.status >= _CLIENT_ERROR or record.error_type is not None or record.warnings:
+        elif record.status >= _CLIENT_ERROR or record.warnings:
             record.level = "warning"
         if LEVELS.index(record.level) < self._least:
             return

@@ -31,7 +31,7 @@ _STATUSES: Final = range(200, 600)  # the server's process dies on some statuses
 
 
 class Responder:
-    """The answer to one request. `closing`: it carries `connection: close`."""
+    """The answer to one request. `without_body`: only its head is wanted (HEAD)."""
 
     __slots__ = (
         "_blocked",
@@ -39,22 +39,18 @@ class Responder:
         "_paced_bytes",
         "_settings",
         "_streaming",
-        "closing",
-        "ended",
         "started",
         "without_body",
     )
 
-    def __init__(self, exchange: Exchange, *, closing: bool, without_body: bool) -> None:
+    def __init__(self, exchange: Exchange, *, without_body: bool) -> None:
         self._exchange = exchange
         self._settings = _DEFAULTS
         self._streaming = False
         self._blocked = 0.0
         self._paced_bytes = 0
-        self.closing = closing
         self.without_body = without_body
         self.started = False
-        self.ended = False
 
     def use(self, settings: Settings) -> None:
         """The settings in force for this request, once they are known."""
@@ -65,7 +61,6 @@ class Responder:
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [JSON, length, *headers])
         await self._frames(b"" if self.without_body else body, more=False)
-        self.ended = True
 
     async def begin_stream(self, headers: tuple[Header, ...]) -> None:
         """The head of an event stream; does nothing if it has been sent."""
@@ -86,8 +81,7 @@ class Responder:
 
     async def end_stream(self) -> None:
         """The orderly end of the stream."""
-        await self._exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
-        self.ended = True
+        await self._frame(b"", more=False)
 
     async def fail(self, error: RequestError) -> None:
         """The error: a whole answer if nothing has been sent, else the one event that ends a stream.
@@ -95,7 +89,7 @@ class Responder:
         A whole answer that broke off half-way cannot be mended: it stays short, and the server cuts the connection.
         """
         self._exchange.record.error_type = error.code
-        if self.ended:
+        if self._exchange.answered:
             return
         request_id = self._exchange.request_id
         if not self.started:
@@ -104,14 +98,13 @@ class Responder:
             await self.whole(status, envelope(error, request_id), (*error.headers, *retry))
         elif self._streaming:
             await self._frames(error_event(error, request_id), more=False)
-            self.ended = True
 
     async def _start(self, status: int, headers: list[Header]) -> None:
         exchange = self._exchange
         self.started = True
         exchange.record.status = status
         headers += (_SERVER, (b"x-request-id", exchange.request_id.encode()))
-        if self.closing and _CLOSE not in headers:
+        if exchange.closing and _CLOSE not in headers:
             headers.append(_CLOSE)
         await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
 
@@ -125,6 +118,8 @@ class Responder:
 
     async def _frame(self, data: bytes, *, more: bool) -> None:
         exchange = self._exchange
+        if not more:
+            exchange.answered = True
         before = exchange.loop.time()
         exchange.watchdog.arm(before + self._settings.proxy_send_timeout_seconds, ClientTooSlowError)
         await exchange.send({"type": "http.response.body", "body": data, "more_body": more})
