@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.support.demo import Demo, demo_engine
 
+ROOT = Path(__file__).resolve().parents[1]  # the FLM that is measured is this checkout
 COMMAND_SECONDS = 120.0  # no command takes that long; more is a hang
 ENGINE_ID = "demo"
 MODEL = f"flm://{ENGINE_ID}/demo"  # what the callers ask for
@@ -37,7 +38,7 @@ class Flm:
 
     def environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLM_")}
-        return inherited | {"FLM_HOME": str(self.home)}
+        return inherited | {"FLM_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "flm", *arguments]

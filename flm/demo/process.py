@@ -114,7 +114,7 @@ def _spawn(run_folder: Path, lock: int, pace: float) -> DemoEngine:
     """Start the process with the lock inherited, and wait for its line."""
     _record(run_folder).unlink(missing_ok=True)
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "flm.demo", "--ready-fd", str(writing), "--pace", str(pace)]
+    command = [sys.executable, "-P", "-m", "flm.demo", "--ready-fd", str(writing), "--pace", str(pace)]
     try:
         process = subprocess.Popen(  # noqa: S603 - our own module
             command,
@@ -123,6 +123,7 @@ def _spawn(run_folder: Path, lock: int, pace: float) -> DemoEngine:
             stderr=subprocess.DEVNULL,
             pass_fds=(lock, writing),
             start_new_session=True,
+            cwd=run_folder,  # not the caller's, which could then not be unmounted
         )
         os.close(writing)
         line = _line(reading, START_SECONDS)

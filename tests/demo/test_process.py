@@ -19,7 +19,8 @@ from tests.support.demo import demo_engine
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # the background process runs this checkout
     run = tmp_path / "home" / "run"
     yield run
     if run.is_dir():
