@@ -20,6 +20,8 @@ import msgspec
 LONGEST_LINE: Final = 16_384  # a line longer than this says nothing more; the pipe holds 65,536 bytes
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
+_CHATTY: Final = ("aiosqlite", "asyncio")  # at debug the first logs every statement with its values, secrets too
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -101,3 +103,5 @@ def install(lines: LogLines, process: str, level: str) -> None:
     root.handlers[:] = [JsonHandler(lines, process)]
     root.setLevel(LEVELS[level])
     logging.captureWarnings(True)
+    for chatty in _CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -22,11 +22,19 @@ from flm.runtime.boot import SupervisorBoot, pack, unpack
 from flm.runtime.control import Answer
 
 SECONDS: Final = 30.0  # imports on a cold, loaded disk, and a migration
-IMPORTED: Final = ("flm.runtime.startup", "flm.proxy.app")
+# What each child checks; two of them, because importing is most of the work and takes a processor each.
+PARTS: Final = ("supervisor", "worker")
 
 
 async def check(boot: SupervisorBoot) -> None:
-    """Run the check in a child of the new code. Raises PROXY_INVALID_CONFIG with its reason."""
+    """Run the check in children of the new code. Raises PROXY_INVALID_CONFIG with its reason."""
+    outcomes = await asyncio.gather(*(_ask(boot, part) for part in PARTS), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def _ask(boot: SupervisorBoot, part: str) -> None:
     document = pack(boot)
     try:
         child = await asyncio.create_subprocess_exec(
@@ -34,6 +42,7 @@ async def check(boot: SupervisorBoot) -> None:
             "-P",
             "-m",
             "flm.runtime.preflight",
+            part,
             str(document),
             pass_fds=(document,),
             stdin=asyncio.subprocess.DEVNULL,
@@ -45,10 +54,12 @@ async def check(boot: SupervisorBoot) -> None:
     try:
         async with asyncio.timeout(SECONDS):
             said, complaints = await child.communicate()
-    except TimeoutError:
+    except BaseException as error:
         child.kill()
         await child.wait()
-        raise _refused(f"its check took over {SECONDS:g} s") from None
+        if isinstance(error, TimeoutError):
+            raise _refused(f"the check of the {part} took over {SECONDS:g} s") from None
+        raise
     try:
         answer = msgspec.json.decode(said, type=Answer)
     except msgspec.MsgspecError:
@@ -65,11 +76,14 @@ def _refused(reason: str) -> CommandError:
 
 
 def main() -> None:
-    boot = unpack(int(sys.argv[1]), SupervisorBoot)
+    part, boot = sys.argv[1], unpack(int(sys.argv[2]), SupervisorBoot)
     try:
-        for module in (*IMPORTED, boot.worker_module):
-            import_module(module)
-        asyncio.run(_open(boot))
+        if part == "supervisor":
+            import_module("flm.runtime.startup")
+            asyncio.run(_open(boot))
+        else:
+            import_module(boot.worker_module)
+            import_module("flm.proxy.app")
         answer = Answer(True)
     except CommandError as error:
         answer = Answer(False, code=error.code.value, message=error.message)

@@ -26,7 +26,6 @@ from flm.store.database import Database
 from flm.upstream.detect import Detected, Registered, detect_engines, list_models
 from flm.upstream.health import State, Thresholds
 
-FIRST_ROUND_SECONDS: Final = 1.0  # how long a start waits for the engines to be known
 ROUND_SECONDS: Final = 20.0  # looking takes 5 s at most, listing models 10 s
 
 log = logging.getLogger("flm.engines")

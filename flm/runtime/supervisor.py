@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import msgspec
 
@@ -54,7 +53,7 @@ class Supervisor:
         self._boot = boot
         self._resumed = resumed
         self._folder = Folder(Path(boot.root), Path(boot.config), Path(boot.security))
-        self._id = resumed.instance_id if resumed else uuid4().hex
+        self._id = resumed.instance_id if resumed else os.urandom(16).hex()
         self._started_at = resumed.started_at if resumed else timestamp(time.time())
         self._publisher = Publisher(self._folder, boot.flags, self._id)
         self._journal = Journal(Terminal())

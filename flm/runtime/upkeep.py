@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flm.errors import CommandError
 from flm.runtime.memory import Memory
-from flm.runtime.prober import FIRST_ROUND_SECONDS, Prober, describe_change
 from flm.runtime.publish import Publisher
 
+if TYPE_CHECKING:
+    from flm.runtime.prober import Prober
+
+FIRST_ROUND_SECONDS: Final = 1.0  # how long a start waits for the engines to be known
 WATCH_SECONDS: Final = 1.0  # how soon a change holds that nobody told the proxy of
 
 log = logging.getLogger("flm.supervisor")
@@ -26,32 +29,24 @@ class Upkeep:
     def __init__(self, publisher: Publisher, memory: Memory) -> None:
         self._publisher = publisher
         self._memory = memory
-        self._prober = Prober()
+        self._prober: Prober | None = None
         self._round: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
-        """Publish for the first time, with the engines that were seen a moment ago; look for engines in the background.
-
-        Raises CommandError.
-        """
-        config, _ = self._publisher.databases()
-        settings = self._publisher.resolved.settings
-        await self._prober.recall(config, time.time() - settings.engine_cache_ttl_seconds)
+        """Publish for the first time, and look for engines in the background. Raises CommandError."""
         await self._publisher.refresh(self._memory)
-        self._round = asyncio.create_task(self.look_for_engines())
+        settings = self._publisher.resolved.settings
+        self._round = asyncio.create_task(self._first_round(time.time() - settings.engine_cache_ttl_seconds))
+
+    async def go_on(self) -> None:
+        """Publish after a restart; the engines of before stay until they are looked at again. Raises CommandError."""
+        await self._publisher.refresh(self._memory)
+        self._round = asyncio.create_task(self._first_round(0.0))
 
     async def first_round(self) -> None:
         """Return when the engines are known, or FIRST_ROUND_SECONDS have passed."""
         if self._round is not None:
             await asyncio.wait([self._round], timeout=FIRST_ROUND_SECONDS)
-
-    async def go_on(self) -> None:
-        """Publish after a restart; the engines of before are known. Raises CommandError."""
-        config, _ = self._publisher.databases()
-        await self._prober.recall(config, 0.0)
-        if not self._publisher.engines:
-            await self.look_for_engines()
-        await self._publisher.refresh(self._memory)
 
     async def end(self) -> None:
         """No round is under way afterwards."""
@@ -59,9 +54,22 @@ class Upkeep:
             self._round.cancel()
             await asyncio.gather(self._round, return_exceptions=True)
 
+    async def _first_round(self, since: float) -> None:
+        """Look for engines, beginning with those seen at `since` (Unix seconds) or later: names stay, states go on."""
+        await asyncio.sleep(0)
+        from flm.runtime.prober import Prober  # workers start meanwhile: this import is a fifth of a restart
+
+        prober = Prober()
+        try:
+            await prober.recall(self._publisher.databases()[0], since)
+        except CommandError as error:
+            self._note(error.message)
+        self._prober = prober
+        await self.look_for_engines()
+
     async def refresh(self) -> int:
         """Everything as the databases have it now is in force when this returns; its epoch. Raises CommandError."""
-        if await self._prober.registered_changed(*self._publisher.databases()):
+        if self._prober and await self._prober.registered_changed(*self._publisher.databases()):
             await self.look_for_engines()
         return await self._publisher.refresh(self._memory)
 
@@ -84,6 +92,10 @@ class Upkeep:
 
     async def look_for_engines(self) -> None:
         """One round of the prober; what changed is in force afterwards. Errors are remembered, not raised."""
+        if self._prober is None:
+            return
+        from flm.runtime.prober import describe_change
+
         try:
             before = self._publisher.engines
             if await self._prober.look(*self._publisher.databases(), self._publisher.resolved.settings):
