@@ -41,6 +41,7 @@ class WorkerBoot(msgspec.Struct, frozen=True):
     header_timeout: float
     connections: int
     log_level: str
+    min_bytes_per_second: int
 
 
 class Order(msgspec.Struct, frozen=True):

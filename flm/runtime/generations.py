@@ -186,6 +186,7 @@ class Generations:
                     header_timeout=settings.proxy_header_timeout_seconds,
                     connections=sockets.connections_allowed(descriptors, settings.proxy_max_in_flight),
                     log_level=settings.log_level,
+                    min_bytes_per_second=settings.proxy_min_bytes_per_second,
                 )
                 return self.crew.start(boot, ours)
             finally:

@@ -27,6 +27,7 @@ import uvloop
 
 from flm._native import LOG_DROPPED, Keyring, Shared
 from flm.errors import ErrorKind, RequestError
+from flm.runtime import stragglers
 from flm.runtime.boot import Order, Word, WorkerBoot, unpack
 from flm.runtime.listener import App, Listener, NotServingError, cut
 from flm.runtime.loglines import LogLines, install
@@ -195,6 +196,8 @@ async def _serve(
     boot: WorkerBoot, app: ServedApp, shared: Shared, control: socket.socket, voice: socket.socket
 ) -> None:
     worker = Worker(boot, app, shared, control, voice)
+    with socket.socket(fileno=os.dup(boot.listening_fds[0])) as listening:
+        stragglers.watch(listening.getsockname()[1], boot.min_bytes_per_second, cut)
     loop = asyncio.get_running_loop()
     threading.Thread(
         target=_watch_supervisor, args=(boot.life_fd, loop, worker.orphaned), name="life", daemon=True

@@ -1,0 +1,110 @@
+"""Cuts clients that read too slowly: `proxy.min_bytes_per_second`, over STALL_SECONDS.
+
+TCP_USER_TIMEOUT ends a connection whose client takes nothing at all; one that takes a byte now and then would hold its
+connection, and what is buffered for it, for ever. The kernel knows how much each client has acknowledged: a thread
+looks now and then, and shuts down connections that have had plenty waiting all the while and took too little of it.
+
+Linux only: other systems do not say what was acknowledged, and there only TCP_USER_TIMEOUT's like helps. Knows
+descriptors and no requests; costs some microseconds for each connection and look.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+LOOK_SECONDS: Final = 5.0
+STALL_SECONDS: Final = 30.0  # how long a client may be too slow: mobile networks pause for ten seconds and more
+PLENTY_BYTES: Final = 4096  # less than this waiting is the tail of an answer, or one token: no sign of a slow reader
+
+# struct tcp_info (linux/tcp.h): 8 bytes, 24 u32, then u64 pacing_rate, max_pacing_rate, bytes_acked
+_ACKED: Final = struct.Struct("=Q")
+_ACKED_OFFSET: Final = 120
+_INFO_BYTES: Final = _ACKED_OFFSET + _ACKED.size
+
+Peer = tuple[str, int]
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What one look saw of one connection: bytes waiting in the kernel, bytes the client has acknowledged so far."""
+
+    peer: Peer
+    waiting: int
+    acknowledged: int
+
+
+class _Since(msgspec.Struct, frozen=True):
+    moment: float
+    acknowledged: int
+
+
+class Stragglers:
+    """Decides who is too slow, from look to look. Pure: time and what was seen are arguments."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self._rate = bytes_per_second
+        self._since: dict[Peer, _Since] = {}
+
+    def judge(self, seen: list[Backlog], now: float) -> list[Peer]:
+        """Those who have had PLENTY_BYTES waiting at each look for STALL_SECONDS and took less than the rate."""
+        since = {}
+        slow = []
+        for each in seen:
+            if each.waiting < PLENTY_BYTES:
+                continue
+            began = self._since.get(each.peer)
+            if began is None or began.acknowledged > each.acknowledged:  # new, or another connection of that peer
+                began = _Since(now, each.acknowledged)
+            elif now - began.moment >= STALL_SECONDS:
+                if each.acknowledged - began.acknowledged < self._rate * (now - began.moment):
+                    slow.append(each.peer)
+                began = _Since(now, each.acknowledged)
+            since[each.peer] = began
+        self._since = since
+        return slow
+
+
+def look(port: int) -> list[Backlog]:
+    """The backlog of every connection of this process that a client made to `port`."""
+    seen = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            connection = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue  # closed meanwhile, or no socket
+        with connection:
+            try:
+                if connection.getsockname()[1:2] != (port,):
+                    continue
+                host, remote = connection.getpeername()[:2]
+                waiting = struct.unpack("=i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))[0]
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+                seen.append(Backlog((host, remote), waiting, _ACKED.unpack_from(info, _ACKED_OFFSET)[0]))
+            except (OSError, struct.error, ValueError):
+                continue  # a listening socket, one that was just closed, or a kernel before 4.1
+    return seen
+
+
+def watch(port: int, bytes_per_second: int, cut: Callable[[tuple[str, str]], bool]) -> None:
+    """Look every LOOK_SECONDS, in a daemon thread, for as long as the process lives. Zero bytes per second: never."""
+    if not bytes_per_second or not sys.platform.startswith("linux"):
+        return
+    stragglers = Stragglers(bytes_per_second)
+
+    def run() -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            for host, remote in stragglers.judge(look(port), time.monotonic()):
+                cut((host, str(remote)))
+
+    threading.Thread(target=run, name="stragglers", daemon=True).start()
