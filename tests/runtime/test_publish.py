@@ -1,0 +1,212 @@
+"""From the databases into shared memory, and into force for the next request of every worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from flm._native import Keyring, generate_key, hash_secret
+from flm.errors import CommandError
+from flm.runtime.memory import Memory
+from flm.runtime.publish import Publisher
+from flm.snapshot import Engine, decode
+from flm.store import keys, settings
+from flm.store.database import open_config, open_security
+from flm.store.folder import Folder, locate
+from flm.store.pepper import load_pepper
+from tests.runtime.harness import get, prepare, run, running
+
+SALT = b"s" * 16
+
+
+class Bench:
+    """A publisher with its memory, and a reader of it as a worker has it."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder: Folder = locate({"FLM_HOME": str(root / "home")})
+        self.publisher = Publisher(self.folder, {"proxy.workers": 3}, "instance")
+
+    async def open(self) -> None:
+        await self.publisher.open()
+        self.folder.run.mkdir(mode=0o700, exist_ok=True)
+        self.memory = Memory.create(self.folder.run, await self.publisher.key_count())
+        self.pepper = load_pepper(self.folder, create=False)
+        self.reader = Keyring.attach(self.memory.keyring_fd, self.pepper)
+
+    async def add_key(self, slot: int, expires_at: int | None = None) -> tuple[str, str]:
+        key, key_id = generate_key()
+        row = keys.StoredKey(
+            key_id, slot, "label", ("inference",), SALT, hash_secret(self.pepper, SALT, key), 0, expires_at
+        )
+        async with await open_security(self.folder) as database, database.transaction() as transaction:
+            await keys.add(transaction, row)
+        return key, key_id
+
+    def valid(self, key: str, now: float = 1.0) -> bool:
+        return self.reader.verify(key.encode(), int(now * 1000)) is not None
+
+
+def test_keys_and_settings_are_in_force_after_a_refresh(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        key, key_id = await bench.add_key(0)
+        assert not bench.valid(key)
+        epoch = await bench.publisher.refresh(bench.memory)
+        assert bench.memory.shared.epoch() == epoch == 1
+        assert bench.valid(key)
+        assert decode(bench.memory.shared.snapshot()[1]).settings.proxy_workers == 3, "flags win over the database"
+        async with await open_security(bench.folder) as database, database.transaction() as transaction:
+            await keys.revoke(transaction, key_id, 5)
+        await bench.publisher.refresh(bench.memory)
+        assert not bench.valid(key)
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_changes_by_others_are_noticed_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        await bench.publisher.refresh(bench.memory)
+        assert not await bench.publisher.changed()
+        await bench.add_key(0)
+        assert await bench.publisher.changed()
+        await bench.publisher.refresh(bench.memory)
+        assert not await bench.publisher.changed()
+        async with await open_config(bench.folder) as database, database.transaction() as transaction:
+            await settings.put(transaction, "log.level", "debug")
+        assert await bench.publisher.changed()
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_an_unreadable_setting_leaves_what_was_in_force(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        await bench.publisher.refresh(bench.memory)
+        async with await open_config(bench.folder) as database, database.transaction() as transaction:
+            await settings.put(transaction, "log.level", "shouting")
+        with pytest.raises(CommandError, match=r"log\.level"):
+            await bench.publisher.refresh(bench.memory)
+        assert bench.memory.shared.epoch() == 1
+        assert bench.publisher.resolved.settings.log_level == "info"
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_an_expiry_is_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        key, _ = await bench.add_key(0, expires_at=100)
+        await bench.publisher.refresh(bench.memory)
+        assert bench.valid(key, 99)
+        assert not bench.valid(key, 100)
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_a_chat_key_lives_for_a_while_and_outlives_a_refresh_and_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        await bench.publisher.refresh(bench.memory)
+        key = await bench.publisher.chat_key(bench.memory)
+        now = time.time()
+        await bench.publisher.refresh(bench.memory)
+        assert bench.valid(key, now)
+        assert not bench.valid(key, now + 3600)
+        successor = Publisher(bench.folder, {}, "instance")
+        await successor.open()
+        successor.adopt(bench.memory.keyring, bench.publisher.chat_keys)
+        await successor.refresh(bench.memory)
+        assert bench.valid(key, now)
+        await successor.close()
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_a_successor_takes_out_keys_that_were_revoked_meanwhile(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        key, key_id = await bench.add_key(0)
+        kept, _ = await bench.add_key(1)
+        await bench.publisher.refresh(bench.memory)
+        async with await open_security(bench.folder) as database, database.transaction() as transaction:
+            await keys.revoke(transaction, key_id, 5)
+        successor = Publisher(bench.folder, {}, "instance")
+        await successor.open()
+        memory = Memory.adopt(os.dup(bench.memory.shared_fd), os.dup(bench.memory.keyring_fd))
+        assert memory is not None
+        successor.adopt(memory.keyring, {})
+        await successor.refresh(memory)
+        assert not bench.valid(key)
+        assert bench.valid(kept)
+        await successor.close()
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_engines_are_part_of_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        engine = Engine("one", "openai", "http://127.0.0.1:1", "RunningHealthy")
+        bench.publisher.engines = (engine,)
+        await bench.publisher.refresh(bench.memory)
+        assert decode(bench.memory.shared.snapshot()[1]).engines == (engine,)
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_files_of_another_layout_are_not_adopted(tmp_path: Path) -> None:
+    one, two = (os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("shared", "keyring"))
+    os.write(one, b"another version" * 1000)
+    assert Memory.adopt(one, two) is None
+    os.close(one)
+    os.close(two)
+
+
+def test_a_running_proxy_takes_changes(tmp_path: Path) -> None:
+    """Asked to, at once; not asked, within a second or so."""
+
+    async def main() -> None:
+        async with running(tmp_path, proxy__workers=2) as proxy:
+
+            async def epoch() -> int:
+                return int((await get(proxy.port)).partition(b'"epoch": ')[2].rstrip(b"}"))
+
+            before = await epoch()
+            assert await proxy.service.refresh()
+            assert {await epoch() for _ in range(10)} == {before + 1}
+            async with await open_config(proxy.folder) as database, database.transaction() as transaction:
+                await settings.put(transaction, "log.level", "debug")
+            async with asyncio.timeout(5):
+                while await epoch() == before + 1:
+                    await asyncio.sleep(0.01)
+            key = await proxy.service.chat_key()
+            assert key.startswith("flm_")
+
+    run(main)
+
+
+def test_refresh_with_nothing_running(tmp_path: Path) -> None:
+    async def main() -> None:
+
+        assert not await prepare(tmp_path).service.refresh()
+
+    run(main)
