@@ -205,7 +205,9 @@ def test_an_answer_cut_anywhere_is_not_whole(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [SIZED, CHUNKED])
-@pytest.mark.parametrize("extra", [b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno", b"\x00", b"\r\nx"])
+@pytest.mark.parametrize(
+    "extra", [b"x", b"H", b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno", b"\x00", b"\r\nx"]
+)
 def test_bytes_after_the_end_only_spend_the_connection(data: bytes, extra: bytes) -> None:
     answer = read(data + extra)
     assert (answer.body, answer.fault, answer.whole, answer.reusable) == (b"hello", None, True, False)
@@ -299,6 +301,8 @@ BAD = {
     "101": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
     "101 bare": b"HTTP/1.1 101 Switching\r\n\r\n",
     "1xx with a body": b"HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n\r\nhello",
+    "1xx with a length": b"HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n\r\n" + SIZED,
+    "1xx in chunks": b"HTTP/1.1 100 Continue\r\nTransfer-Encoding: chunked\r\n\r\n" + SIZED,
     "1xx flood": b"HTTP/1.1 100 Continue\r\n\r\n" * (UPSTREAM_INTERIM + 1),
     "http/2": b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
     "http/0.9": b"HTTP/0.9 200 OK\r\nContent-Length: 0\r\n\r\n",
