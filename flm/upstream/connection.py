@@ -265,7 +265,9 @@ class Connection(asyncio.BufferedProtocol):
         self._keep(reader.take())
         if reader.head_complete:
             self._notify()
-        elif not self._unsent:  # the rest of a head may not dawdle, however long the first byte may take
+        elif (
+            reader.in_head and not self._unsent
+        ):  # the rest of a head may not dawdle, however long the first byte may take
             gap = self._timeouts.between_bytes
             if self._loop.time() + gap < self._deadline:
                 self._expect(gap, f"stopped for {gap:g} s in the middle of its answer's head")

@@ -174,6 +174,11 @@ class ResponseReader:
         """The answer is complete, nothing follows it, and the engine keeps the connection open."""
         return self.complete and self._keep_alive
 
+    @property
+    def in_head(self) -> bool:
+        """Part of a head has come. False after an interim answer: the final one has not begun."""
+        return not self.head_complete and self._unframed > 0
+
     def feed(self, data: bytes | memoryview) -> None:
         """Take in the next bytes of the connection.
 
@@ -315,3 +320,4 @@ class ResponseReader:
             self.complete = True
         else:  # an interim answer: the next head begins afresh
             self.headers = {}
+            self._unframed = 0

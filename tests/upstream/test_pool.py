@@ -256,6 +256,11 @@ LATE = {
     "first byte": (b"", Timeouts(5, 0.05, 5, 0), "begin to answer"),
     "rest of the head": (HEAD[:20], Timeouts(5, 5, 0.05, 0), "head"),
     "head however it dawdles": (HEAD[:20], Timeouts(5, 0.05, 5, 0), "begin to answer"),
+    "final answer after an interim one": (
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        Timeouts(5, 0.3, 0.05, 0),
+        "begin to answer",
+    ),
     "between bytes": (HEAD + b"12345", Timeouts(5, 5, 0.05, 0), "in the middle"),
     "total before the head": (b"", Timeouts(5, 5, 5, 0.3), "not done within 0.3 s"),
     "total after it": (HEAD + b"12345", Timeouts(5, 5, 5, 0.3), "not done within 0.3 s"),
