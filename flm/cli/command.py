@@ -60,7 +60,12 @@ class Output(NamedTuple):
 class Context:
     """What every handler knows: the output format asked for (None: not said, so JSON) and where the data is."""
 
-    def __init__(self, format: str | None, config_path: str | None, security_path: str | None) -> None:  # noqa: A002 - the option's name
+    def __init__(
+        self,
+        format: str | None,  # noqa: A002 - the option's name
+        config_path: str | None,
+        security_path: str | None,
+    ) -> None:
         self.format = format
         self._config_path = config_path
         self._security_path = security_path
@@ -77,9 +82,9 @@ class Context:
 Handler = Callable[[argparse.Namespace, Context], Coroutine[Any, Any, Output | None]]
 
 
-def common_options() -> argparse.ArgumentParser:
+def common_options() -> Parser:
     """The options that are taken before the noun, after it, and after the verb. The last one given holds."""
-    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument("--format", choices=FORMATS, help="json (the default) or text, for people")
     options.add_argument("--db-path-config", metavar="FILE", help="config.db, if not in the data folder")
     options.add_argument("--db-path-security", metavar="FILE", help="security.db, if not in the data folder")

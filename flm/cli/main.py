@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> int:
     from flm.cli import output
     from flm.cli.command import Context, UsageError
 
-    wanted = _format_asked_for(arguments)
+    context: Context | None = None
     try:
         parsed = _parse(arguments)
         if parsed is None:
@@ -76,10 +76,10 @@ def _run(arguments: list[str]) -> int:
         return 0
     except UsageError as error:
         sys.stderr.write(error.usage)
-        output.show_error("USAGE", error.message, wanted)
+        output.show_error("USAGE", error.message, _format_asked_for(arguments))
         return 1
     except Exception as error:  # the last line of defence: a person gets the error's shape, never a traceback
-        return output.show_failure(error, wanted)
+        return output.show_failure(error, context.format if context else None)
 
 
 def _carry_out(parsed: argparse.Namespace, context: Context) -> Output | None:

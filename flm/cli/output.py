@@ -73,7 +73,7 @@ def _as_text(output: Output) -> str:
     if output.text is not None:
         return printable(output.text)
     data = msgspec.to_builtins(output.data)
-    if isinstance(data, list):
+    if isinstance(data, list | tuple):
         return table(data, output.columns or list(data[0] if data else ()))
     if isinstance(data, dict):
         width = max((len(name) for name in data), default=0)

@@ -6,6 +6,8 @@ is a reader or a transaction of the right one. Knows no engine and asks none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from flm.snapshot import Model
@@ -92,9 +94,9 @@ async def seen(reader: Reader, since: float) -> list[SeenEngine]:
     return [_seen(row) for row in rows]
 
 
-async def replace_seen(transaction: Transaction, engines: list[SeenEngine], kind: str | None = None) -> None:
-    """In config.db: what was seen in one go, instead of all that was there, or of all of `kind` that was there."""
-    await transaction.change("DELETE FROM engines_cache WHERE kind = coalesce(?, kind)", (kind,))
+async def replace_seen(transaction: Transaction, engines: Sequence[SeenEngine]) -> None:
+    """In config.db: what was seen in one look at everything, instead of all that was there."""
+    await transaction.change("DELETE FROM engines_cache")
     for engine in engines:
         await transaction.change(
             f"INSERT OR REPLACE INTO engines_cache ({_SEEN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
