@@ -1,7 +1,8 @@
 """`make load`: streams through the proxy for some minutes with locust, then restarts and reloads it under load.
 
-Fails unless every answer was exactly right, nothing was dropped, and the medians are within the gate. `--web` opens
-locust's page instead, for people, with everything started behind it.
+Fails unless every answer was exactly right, nothing was dropped, and the medians are within the gate. Reports besides
+what the proxy adds to the first token at a hundred streams a second. `--web` opens locust's page instead, for people,
+with everything started behind it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loadtests import rates
+from loadtests import first_token, rates
 from loadtests.restart_gate import measure
 from loadtests.stage import Stage, stage
 
@@ -74,6 +75,7 @@ def main() -> int:
             open_page(running)
             return 0
         passed = [stream_gate(running, given.minutes)]
+        print(first_token.measure(running).report(), flush=True)
         for verb in ("restart", "reload"):
             verdict = measure(running, verb, given.runs)
             print(verdict.report(), flush=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
 from loadtests import restart_gate
-from loadtests.openloop import Outcome, Tally
+from loadtests.openloop import Load, Outcome, Tally
 from loadtests.restart_gate import Verdict, measure
 from loadtests.run import stream_gate
 from loadtests.stage import Stage, stage
 
-SECONDS = 6 / 60  # minutes of locust
+MINUTES = 5 / 60  # of locust
+STREAMS = re.compile(r"streams: (\d+) in 5 s, (\d+) wrong: (passed|FAILED)")
 WRONG_TEXT = "demo: words=5"
 CUT_STREAM = "demo: cut=900"
 
@@ -29,16 +33,23 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_stream_gate_is_green_on_a_sound_proxy(running: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stream_gate(running, SECONDS), capsys.readouterr()
-    assert ", 0 wrong: passed" in capsys.readouterr().out
+    assert stream_gate(running, MINUTES), capsys.readouterr()
+    assert seen(capsys.readouterr().out)[1:] == (0, "passed")
 
 
 @pytest.mark.parametrize("plant", [WRONG_TEXT, CUT_STREAM])
 def test_one_planted_error_turns_the_stream_gate_red(
     running: Stage, plant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not stream_gate(running, SECONDS, plant)
-    assert "FAILED" in capsys.readouterr().out
+    assert not stream_gate(running, MINUTES, plant)
+    asked, wrong, word = seen(capsys.readouterr().out)
+    assert (wrong, word) == (asked // 3, "FAILED"), "those that were planted, and no others"
+
+
+def seen(printed: str) -> tuple[int, int, str]:
+    found = STREAMS.search(printed)
+    assert found, printed
+    return int(found[1]), int(found[2]), found[3]
 
 
 @pytest.mark.parametrize("verb", ["reload", "restart"])
@@ -53,6 +64,23 @@ def test_one_planted_error_turns_the_restart_gate_red(running: Stage, plant: str
     assert not verdict.passed
     assert "FAILED" in verdict.report()
     assert Outcome.WRONG in {outcome for _, outcome in verdict.tally.counts}
+
+
+def test_a_stop_and_a_start_are_no_restart(running: Stage) -> None:
+    """The plain way to restart, which drops requests: the load must see it."""
+    address = urlsplit(running.url)
+    load = Load(address.hostname or "", address.port or 0, running.key)
+
+    async def stop_and_start() -> Tally:
+        async with load.running() as tally:
+            await asyncio.to_thread(running.flm.run, "proxy", "stop", "--now")
+            await asyncio.to_thread(running.flm.run, "proxy", "start", "--port", str(address.port))
+        return tally
+
+    tally = asyncio.run(stop_and_start())
+    assert tally.dropped
+    assert tally.counts["fresh", Outcome.REFUSED]
+    assert not Verdict("restart", [0.1], tally).passed
 
 
 def sound() -> Tally:
