@@ -169,7 +169,8 @@ def _bare_item(value: object) -> str:
     if isinstance(value, int) and abs(value) <= _MAX_INTEGER:
         return str(value)
     if isinstance(value, float) and abs(value) <= _MAX_DECIMAL:
-        return f"{value:.3f}".rstrip("0").removesuffix(".") if value != int(value) else f"{value:.1f}"
+        text = f"{value:.3f}".rstrip("0")
+        return text + "0" if text.endswith(".") else text
     return _token(str(value))
 
 

@@ -1,0 +1,111 @@
+"""Where a model name leads."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flm.errors import ErrorKind, RequestError
+from flm.policy.routing import RouteIndex
+from flm.snapshot import SERVING, Engine, Model
+
+UP, SLOW, DOWN = "RunningHealthy", "RunningDegraded", "ErrorNetwork"
+
+
+def engine(name: str, status: str, *models: str, error: str | None = None) -> Engine:
+    return Engine(name, "openai", "http://127.0.0.1:1", status, models=tuple(map(Model, models)), last_error=error)
+
+
+def index(*engines: Engine, plain_names: bool = True, **aliases: str) -> RouteIndex[Engine]:
+    return RouteIndex(engines, aliases, serving=SERVING, plain_names=plain_names)
+
+
+def refusal(routes: RouteIndex[Engine], name: str) -> RequestError:
+    with pytest.raises(RequestError) as error:
+        routes.resolve(name)
+    return error.value
+
+
+ROUTES = index(
+    engine("a", UP, "one", "org/two:7b", "both", "half"),
+    engine("b", SLOW, "both"),
+    engine("c", DOWN, "gone", "half", error="connection refused"),
+    short="flm://a/org/two:7b",
+    plain="one",
+    chain="short",
+    both="flm://b/both",
+    nowhere="flm://x/y",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "engine_id", "model"),
+    [
+        ("flm://a/one", "a", "one"),
+        ("flm://a/org/two:7b", "a", "org/two:7b"),
+        ("flm://b/both", "b", "both"),
+        ("one", "a", "one"),
+        ("org/two:7b", "a", "org/two:7b"),
+        ("short", "a", "org/two:7b"),
+        ("plain", "a", "one"),
+        ("both", "b", "both"),  # an alias goes before a plain name
+        ("half", "a", "half"),  # the other engine that has it is down
+    ],
+)
+def test_a_name_that_leads_somewhere(name: str, engine_id: str, model: str) -> None:
+    route = ROUTES.resolve(name)
+    assert (route.engine.id, route.model.name) == (engine_id, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("flm://", ErrorKind.INVALID_MODEL),
+        ("flm://a", ErrorKind.INVALID_MODEL),
+        ("flm://a/", ErrorKind.INVALID_MODEL),
+        ("flm:///one", ErrorKind.INVALID_MODEL),
+        ("flm://a b/one", ErrorKind.INVALID_MODEL),
+        ("flm://a/one\n", ErrorKind.INVALID_MODEL),
+        ("flm://x/one", ErrorKind.ENGINE_NOT_FOUND),
+        ("flm://A/one", ErrorKind.ENGINE_NOT_FOUND),
+        ("flm://../one", ErrorKind.ENGINE_NOT_FOUND),
+        ("nowhere", ErrorKind.ENGINE_NOT_FOUND),
+        ("flm://a/One", ErrorKind.MODEL_NOT_FOUND),
+        ("flm://a//one", ErrorKind.MODEL_NOT_FOUND),
+        ("chain", ErrorKind.MODEL_NOT_FOUND),
+        ("FLM://a/one", ErrorKind.MODEL_NOT_FOUND),
+        ("", ErrorKind.MODEL_NOT_FOUND),
+        ("gone", ErrorKind.ENGINE_UNAVAILABLE),
+        ("flm://c/gone", ErrorKind.ENGINE_UNAVAILABLE),
+        ("flm://c/unknown", ErrorKind.ENGINE_UNAVAILABLE),  # its list may be out of date
+    ],
+)
+def test_a_name_that_leads_nowhere(name: str, kind: ErrorKind) -> None:
+    error = refusal(ROUTES, name)
+    assert error.kind is kind
+    if kind is ErrorKind.ENGINE_UNAVAILABLE:
+        assert "connection refused" in error.message
+
+
+def test_a_name_of_several_engines_lists_the_ids() -> None:
+    error = refusal(index(engine("a", UP, "m"), engine("b", UP, "m"), engine("c", DOWN, "m")), "m")
+    assert (error.kind, error.param) == (ErrorKind.INVALID_MODEL, "model")
+    assert "flm://a/m, flm://b/m" in error.message
+    assert "flm://c/m" not in error.message
+
+
+def test_plain_names_can_be_off() -> None:
+    routes = index(engine("a", UP, "m"), plain_names=False, alias="flm://a/m")
+    assert refusal(routes, "m").kind is ErrorKind.MODEL_NOT_FOUND
+    assert routes.resolve("alias").model.name == routes.resolve("flm://a/m").model.name == "m"
+
+
+@given(st.text(max_size=50).map(lambda tail: "flm://" + tail) | st.text(max_size=50))
+def test_any_name_is_a_route_or_a_refusal(name: str) -> None:
+    status = 200
+    try:
+        ROUTES.resolve(name)
+    except RequestError as error:
+        status = error.status
+    assert status in (200, 400, 404, 503)
