@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -38,6 +39,8 @@ GONE_SECONDS: Final = 10.0  # from a supervisor's last word, or its death, to th
 _POLL_SECONDS: Final = 0.01
 _REPORT_BYTES: Final = 1_048_576
 
+log = logging.getLogger("flm.proxy")
+
 
 class Stopped(msgspec.Struct, frozen=True):
     """The proxy that was stopped. `killed`: its supervisor no longer answered and had to be ended by force."""
@@ -48,6 +51,15 @@ class Stopped(msgspec.Struct, frozen=True):
     killed: bool = False
 
 
+class Started(Handle, frozen=True, kw_only=True):
+    """A proxy that was just started. `key`: only on the very first start, the API key that was made for it. Secret."""
+
+    key: str | msgspec.UnsetType = msgspec.UNSET
+
+    def __repr__(self) -> str:  # the default would print the secret
+        return f"Started(id={self.id!r}, pid={self.pid}, listen_addr={self.listen_addr!r})"
+
+
 class ProxyService:
     """The proxy of one data folder. `worker_module` is what each of its workers runs."""
 
@@ -56,12 +68,13 @@ class ProxyService:
         self._worker_module = worker_module
         self._socket = folder.run / "control.sock"
 
-    async def start(self, flags: Mapping[str, Value] | None = None) -> Handle:
+    async def start(self, flags: Mapping[str, Value] | None = None, *, first_key: bool = True) -> Started:
         """Start the proxy in the background and return once a request to it succeeds.
 
-        `flags` are settings for this proxy that win over the database, also after `reload` and `restart`. Raises
-        PROXY_ALREADY_RUNNING, PROXY_PORT_IN_USE, PROXY_INVALID_CONFIG, CONFIG_INVALID, or an error of the databases;
-        then nothing is left running.
+        `flags` are settings for this proxy that win over the database, also after `reload` and `restart`. `first_key`:
+        make the key `default` if no key was ever made in this folder. Raises PROXY_ALREADY_RUNNING,
+        PROXY_PORT_IN_USE, PROXY_INVALID_CONFIG, CONFIG_INVALID, or an error of the databases; then nothing is left
+        running.
         """
         lock = await self._take_lock()
         try:
@@ -69,18 +82,24 @@ class ProxyService:
         finally:
             os.close(lock)
         await self._prove(handle)
-        return handle
+        return await self._started(handle, first_key=first_key)
 
-    async def serve(self, flags: Mapping[str, Value] | None, ready: Callable[[Handle], None]) -> None:
+    async def serve(
+        self, flags: Mapping[str, Value] | None, ready: Callable[[Started], None], *, first_key: bool = True
+    ) -> None:
         """Be the proxy in this process until SIGTERM or SIGINT. `ready` is called once a request succeeds.
 
-        Takes over this process's signals and logging; `restart` replaces its program by exec. Raises as `start`.
+        Takes over this process's signals and logging; `restart` replaces its program by exec. `flags`, `first_key` and
+        what is raised: as `start`.
         """
         from flm.runtime.supervisor import Supervisor
 
+        async def tell(handle: Handle) -> None:
+            ready(await self._started(handle, first_key=first_key))
+
         lock = await self._take_lock()
         try:
-            await Supervisor(self._boot(dict(flags or {}), lock, daemon=False)).run(ready)
+            await Supervisor(self._boot(dict(flags or {}), lock, daemon=False)).run(tell)
         finally:
             os.close(lock)
 
@@ -133,16 +152,6 @@ class ProxyService:
                 return []  # it ended meanwhile
             raise
 
-    async def refresh(self) -> bool:
-        """Make a change of keys, engines or aliases hold for the very next request. False if no proxy runs."""
-        try:
-            await control.ask(self._socket, Request("refresh"), RESPONSE_SECONDS)
-        except CommandError as error:
-            if error.code is CommandCode.PROXY_NOT_RUNNING:
-                return False
-            raise
-        return True
-
     async def chat_key(self) -> str:
         """A key of the running proxy that lives for minutes. Secret. Raises PROXY_NOT_RUNNING."""
         return str((await control.ask(self._socket, Request("chat-key"), RESPONSE_SECONDS))["key"])
@@ -164,6 +173,17 @@ class ProxyService:
                 " `flm proxy stop` ends it, another FLM_HOME makes room for a second one"
             )
         raise CommandError(CommandCode.PROXY_ALREADY_RUNNING, message)
+
+    async def _started(self, handle: Handle, *, first_key: bool) -> Started:
+        from flm.services.security import SecurityService
+
+        security = SecurityService(self._folder)
+        key = await security.ensure_default_key() if first_key else None
+        if not first_key and not await security.list_keys():
+            log.warning(
+                "there is no API key yet, and nothing to show one on; `flm api-keys create --label NAME` makes one"
+            )
+        return Started(**msgspec.structs.asdict(handle), key=key.key if key else msgspec.UNSET)
 
     def _boot(self, flags: dict[str, Value], lock: int, *, daemon: bool, report: int | None = None) -> SupervisorBoot:
         folder = self._folder
