@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
+import sys
 from typing import TYPE_CHECKING
 
 from flm.cli.command import Context, Noun, Output
@@ -46,13 +49,20 @@ async def _start(arguments: argparse.Namespace, context: Context) -> Output | No
     from flm.services.proxy import ProxyService
 
     service = ProxyService(context.folder)
+    first_key = _somebody_reads()
     if not arguments.no_daemon:
-        return Output(await service.start(_flags(arguments)))
+        return Output(await service.start(_flags(arguments), first_key=first_key))
 
     from flm.cli.output import show
 
-    await service.serve(_flags(arguments), lambda handle: show(Output(handle), context.format))
+    await service.serve(_flags(arguments), lambda started: show(Output(started), context.format), first_key=first_key)
     return None
+
+
+def _somebody_reads() -> bool:
+    """Whether stdout is a terminal or a pipe. A service manager's log, or a file, would keep a key for ever."""
+    mode = os.fstat(sys.stdout.fileno()).st_mode
+    return sys.stdout.isatty() or stat.S_ISFIFO(mode)
 
 
 async def _stop(arguments: argparse.Namespace, context: Context) -> Output:

@@ -9,14 +9,17 @@ Knows neither the ASGI server nor workers. Blocking for microseconds.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
+from flm.config import Settings
 from flm.errors import CommandCode, CommandError
 
 BACKLOG: Final = 4096  # connections the kernel holds while no worker accepts; capped by net.core.somaxconn
@@ -24,6 +27,8 @@ RESERVED_DESCRIPTORS: Final = 64  # databases, pipes, mapped files, listening so
 MOST_CONNECTIONS: Final = 16_384  # per worker, at 11 kB of memory each
 FEWEST_DESCRIPTORS: Final = 128  # below this a worker cannot serve a handful of clients
 KEEPALIVE_SECONDS: Final = 30  # a client that vanished is noticed after about two minutes
+ORPHANS_SECONDS: Final = 2.5  # workers end within 2 s of their supervisor's death
+_RETRY_SECONDS: Final = 0.05
 _LISTEN: Final = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 # macOS has no TCP_USER_TIMEOUT; TCP_CONNECTIONTIMEOUT does not cover established connections.
@@ -43,6 +48,37 @@ def family_of(address: str) -> socket.AddressFamily:
         f"proxy.bind must be an IP address such as 127.0.0.1 or ::1, not {address!r}; "
         "set it with `flm config set proxy.bind ADDRESS` or `--bind ADDRESS`",
     )
+
+
+async def open_for(settings: Settings, patience: float) -> list[socket.socket]:
+    """The sockets that `settings` ask for, one for each worker.
+
+    `patience`: seconds for which a taken port is tried again, for the workers of a proxy that was killed hold theirs
+    for a moment more. Raises as `open_listening`.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return open_listening(
+                settings.proxy_bind,
+                settings.proxy_port,
+                settings.proxy_workers,
+                settings.proxy_send_timeout_seconds,
+            )
+        except CommandError as error:
+            if error.code is not CommandCode.PROXY_PORT_IN_USE or time.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(_RETRY_SECONDS)
+
+
+def refuse_another_address(settings: Settings, served: tuple[str, int]) -> None:
+    """Raises PROXY_INVALID_CONFIG if `settings` ask for another address than the running proxy serves."""
+    if (settings.proxy_bind, settings.proxy_port) != served:
+        raise CommandError(
+            CommandCode.PROXY_INVALID_CONFIG,
+            f"the address cannot change while the proxy runs: it serves {served[0]} port {served[1]}, and the settings"
+            f" say {settings.proxy_bind} port {settings.proxy_port}; set them back, or `flm proxy stop` and `start`",
+        )
 
 
 def open_listening(address: str, port: int, count: int, send_timeout: float) -> list[socket.socket]:

@@ -34,7 +34,7 @@ class _Report:
         """Raises BrokenPipeError if nobody reads any more, as `success` does: a start nobody waits for is given up."""
         self._write(Answer(True, os.getpid()))
 
-    def success(self, handle: Handle) -> None:
+    async def success(self, handle: Handle) -> None:
         self._write(Answer(True, handle))
         self._close()
 
@@ -58,7 +58,7 @@ def main() -> int:
     if sys.argv[1] == "--resume":
         state = unpack(int(sys.argv[2]), SupervisorState)
         keep_private(state)
-        asyncio.run(Supervisor(state.boot, state).run(lambda _: None))
+        asyncio.run(Supervisor(state.boot, state).run(_nothing_to_say))
         return 0
     boot = unpack(int(sys.argv[1]), SupervisorBoot)
     if os.fork():
@@ -67,6 +67,10 @@ def main() -> int:
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
     return _begin(boot, _Report(boot.report_fd))
+
+
+async def _nothing_to_say(_handle: Handle) -> None:
+    """Who asked for a restart is answered on the control connection."""
 
 
 def _begin(boot: SupervisorBoot, report: _Report) -> int:

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,7 +68,7 @@ class Supervisor:
         self._changing = asyncio.Lock()
         self._state = "starting"
 
-    async def run(self, ready: Callable[[Handle], None]) -> None:
+    async def run(self, ready: Callable[[Handle], Awaitable[None]]) -> None:
         """Start (or go on), call `ready` once a request succeeds, serve until told to stop, and leave nothing behind.
 
         Raises CommandError if it cannot start; then nothing is left behind either.
@@ -82,7 +82,7 @@ class Supervisor:
                 await self._resume(self._resumed)
             if not self._stop_seconds.done():
                 self._state = "running"
-                ready(self.handle())
+                await ready(self.handle())
             seconds = await self._stop_seconds
             await self._stop(seconds)
         except BaseException:
@@ -116,9 +116,8 @@ class Supervisor:
         if self._boot.daemon:
             await asyncio.to_thread(secure_folder, self._log_path(settings).parent)
         self._open_journal(settings).begin(settings.log_level)
-        listening = sockets.open_listening(
-            settings.proxy_bind, settings.proxy_port, settings.proxy_workers, settings.proxy_send_timeout_seconds
-        )
+        left_over = instance.read(self._folder.run) is not None
+        listening = await sockets.open_for(settings, patience=sockets.ORPHANS_SECONDS if left_over else 0.0)
         self._memory = Memory.create(self._folder.run, await self._publisher.key_count())
         self._generations = self._new_generations(listening, os.pipe())
         self._handle_signals()
@@ -151,6 +150,7 @@ class Supervisor:
         self._control_socket = socket.socket(fileno=state.control_fd)
         failure = await self._attempt_to_renew()
         self._begin_background()
+        self._state = "running"
         if state.reply_fd is not None:
             control.send_answer(socket.socket(fileno=state.reply_fd), self.handle(), failure)
 
@@ -255,7 +255,7 @@ class Supervisor:
             self._state = "reloading"
             try:
                 settings = (await self._publisher.load_settings()).settings
-                self._refuse_other_address(settings)
+                sockets.refuse_another_address(settings, self._address)
                 await self._upkeep.refresh()
                 await self._generations.replace(settings)
                 self._journal.set_level(settings.log_level)
@@ -273,15 +273,6 @@ class Supervisor:
 
         self._tasks = [task for task in self._tasks if not task.done()] + [asyncio.create_task(reload())]
 
-    def _refuse_other_address(self, settings: Settings) -> None:
-        if (settings.proxy_bind, settings.proxy_port) != self._address:
-            raise CommandError(
-                CommandCode.PROXY_INVALID_CONFIG,
-                f"the address cannot change while the proxy runs: it serves {self._address[0]} port {self._address[1]},"
-                f" and the settings say {settings.proxy_bind} port {settings.proxy_port}; "
-                "set them back, or `flm proxy stop` and `flm proxy start`",
-            )
-
     def _refuse_while_stopping(self) -> None:
         if self._stop_seconds.done():
             raise CommandError(CommandCode.PROXY_NOT_RUNNING, "the proxy is stopping")
@@ -292,7 +283,7 @@ class Supervisor:
         """Become the code that is installed now. Returns only if that fails, by raising CommandError."""
         async with self._changing:
             self._refuse_while_stopping()
-            self._refuse_other_address((await self._publisher.load_settings()).settings)
+            sockets.refuse_another_address((await self._publisher.load_settings()).settings, self._address)
             await preflight.check(self._boot)
             self._refuse_while_stopping()
             async with self._generations.at_rest():

@@ -312,11 +312,18 @@ class ProxyService:
         )
 
     async def _wait_until_gone(self, found: Instance) -> None:
-        if await _within(GONE_SECONDS, lambda: not _is_alive(found)):
-            return
-        raise CommandError(
-            CommandCode.IO_ERROR, f"the proxy (pid {found.pid}) said that it stopped, and lives; end it with kill -9"
-        )
+        """Until the lock is free, which it is when the last process that could hold it is gone, or another's."""
+        run = self._folder.run
+
+        def gone() -> bool:
+            now = instance.read(run)
+            return not instance.is_locked(run) or (now is not None and now.id != found.id)
+
+        if not await _within(GONE_SECONDS, gone):
+            raise CommandError(
+                CommandCode.IO_ERROR,
+                f"the proxy (pid {found.pid}) said that it stopped, and lives; end it with kill -9",
+            )
 
 
 async def _within(seconds: float, condition: Callable[[], bool]) -> bool:
@@ -328,10 +335,6 @@ async def _within(seconds: float, condition: Callable[[], bool]) -> bool:
             return False
         await asyncio.sleep(_POLL_SECONDS)
     return True
-
-
-def _is_alive(found: Instance) -> bool:
-    return instance.identify(found.pid) == instance.ProcessIdentity(found.start_time, found.boot_id)
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> Answer:

@@ -42,7 +42,7 @@ class Running:
         self.service = ProxyService(folder, worker_module=worker_module)
 
     async def start(self) -> Handle:
-        return await self.service.start(self.flags)
+        return await self.service.start(self.flags, first_key=False)
 
     async def handle(self) -> Handle:
         (handle,) = await self.service.status()

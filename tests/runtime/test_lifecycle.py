@@ -306,6 +306,25 @@ def test_killing_the_supervisor_ends_its_workers_in_order(tmp_path: Path) -> Non
     run(main)
 
 
+def test_a_start_right_after_the_supervisor_was_killed(tmp_path: Path) -> None:
+    """As a service manager does it: the workers of the dead one hold the port for a moment more."""
+
+    async def main() -> None:
+        async with running(tmp_path) as proxy:
+            for _ in range(3):
+                handle = await proxy.handle()
+                hanging = asyncio.create_task(get(proxy.port, "/hang", seconds=10))
+                await asyncio.sleep(0.1)
+                os.kill(handle.pid, signal.SIGKILL)
+                await until(lambda pid=handle.pid: not alive(pid), 2)
+                again = await proxy.start()
+                assert again.pid != handle.pid
+                assert (await get(proxy.port)).startswith(b"HTTP/1.1 200")
+                await asyncio.gather(hanging, return_exceptions=True)
+
+    run(main)
+
+
 def test_a_hung_worker_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as proxy:
@@ -376,7 +395,7 @@ def test_in_the_foreground(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys; from tests.runtime.harness import *; from pathlib import Path\n"
         "proxy = prepare(Path(sys.argv[1]), proxy__port=int(sys.argv[2]))\n"
-        "asyncio.run(proxy.service.serve(proxy.flags, lambda handle: print(handle.pid, flush=True)))\n"
+        "asyncio.run(proxy.service.serve(proxy.flags, lambda h: print(h.pid, flush=True), first_key=False))\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), str(proxy.port)],

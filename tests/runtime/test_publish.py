@@ -13,6 +13,7 @@ from flm._native import Keyring, generate_key, hash_secret
 from flm.errors import CommandError
 from flm.runtime.memory import Memory
 from flm.runtime.publish import Publisher
+from flm.services.notice import put_in_force
 from flm.snapshot import Engine, decode
 from flm.store import keys, settings
 from flm.store.database import open_config, open_security
@@ -191,7 +192,7 @@ def test_a_running_proxy_takes_changes(tmp_path: Path) -> None:
                 return int((await get(proxy.port)).partition(b'"epoch": ')[2].rstrip(b"}"))
 
             before = await epoch()
-            assert await proxy.service.refresh()
+            assert await put_in_force(proxy.folder)
             assert {await epoch() for _ in range(10)} == {before + 1}
             async with await open_config(proxy.folder) as database, database.transaction() as transaction:
                 await settings.put(transaction, "log.level", "debug")
@@ -207,6 +208,6 @@ def test_a_running_proxy_takes_changes(tmp_path: Path) -> None:
 def test_refresh_with_nothing_running(tmp_path: Path) -> None:
     async def main() -> None:
 
-        assert not await prepare(tmp_path).service.refresh()
+        assert not await put_in_force(prepare(tmp_path).folder)
 
     run(main)

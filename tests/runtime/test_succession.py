@@ -1,0 +1,117 @@
+"""When the system refuses the exec of a restart, or the check before it: the proxy goes on as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from flm.errors import CommandError
+from flm.runtime import succession
+from flm.runtime.boot import SupervisorBoot, SupervisorState, WorkerState, pack, unpack
+from flm.runtime.preflight import check
+from flm.services.proxy import Started
+from tests.runtime.harness import Running, get, prepare, run
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    yield
+    root.handlers[:], root.level = before
+    logging.captureWarnings(False)
+
+
+@contextlib.asynccontextmanager
+async def in_this_process(root: Path) -> AsyncIterator[Running]:
+    proxy = prepare(root)
+    ready: asyncio.Future[Started] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(proxy.service.serve(proxy.flags, ready.set_result, first_key=False))
+    await ready
+    try:
+        yield proxy
+    finally:
+        await proxy.service.stop(now=True)
+        await serving
+
+
+def test_a_refused_exec_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_logging: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no such interpreter")
+
+    monkeypatch.setattr(os, "execve", refuse)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    async def main() -> None:
+        async with in_this_process(tmp_path) as proxy:
+            before = await proxy.handle()
+            for _ in range(2):
+                with pytest.raises(CommandError, match="goes on as it was"):
+                    await proxy.service.restart()
+            assert (await get(proxy.port)).startswith(b"HTTP/1.1 200")
+            assert (await proxy.handle()).worker_pids == before.worker_pids
+            assert not os.get_inheritable(_lock_of(proxy)), "it would go on to other programs"
+            assert (await proxy.service.reload()).worker_pids != before.worker_pids, "it still does everything"
+
+    run(main)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
+    assert "restarting in place" in capfd.readouterr().err
+
+
+def _lock_of(proxy: Running) -> int:
+    lock = str(proxy.folder.run / "lock")
+    return next(int(name) for name in os.listdir("/proc/self/fd") if _link(name) == lock)
+
+
+def _link(name: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{name}")
+    except OSError:
+        return ""
+
+
+def test_a_broken_new_version_is_refused_before_anything_is_let_go(tmp_path: Path) -> None:
+    async def main() -> None:
+        proxy = prepare(tmp_path)
+        folder = proxy.folder
+        boot = SupervisorBoot(
+            str(folder.root), str(folder.config), str(folder.security), {}, -1, True, worker_module="tests.runtime.gone"
+        )
+        with pytest.raises(CommandError, match=r"not begun.*tests\.runtime\.gone"):
+            await check(boot)
+
+    run(main)
+
+
+def test_state_survives_the_way_over() -> None:
+    boot = SupervisorBoot("r", "c", "s", {"proxy.port": 1, "log.level": "debug", "routing.plain_names": True}, 3, True)
+    worker = WorkerState(1, 0, 0, 2, 9, [4], draining=True, deadline=1.5)
+    state = SupervisorState(
+        boot=boot,
+        instance_id="i",
+        started_at="t",
+        generation=2,
+        address="::1",
+        port=1,
+        listening_fds=[4],
+        shared_fd=5,
+        keyring_fd=6,
+        life_fds=(7, 8),
+        control_fd=10,
+        log_fds=[11],
+        own_log_fds=(12, 13),
+        workers=[worker],
+        reply_fd=14,
+        chat_keys={"k": 1.0},
+    )
+    assert unpack(pack(state), SupervisorState) == state
+    assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
