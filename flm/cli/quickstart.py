@@ -47,8 +47,8 @@ async def find_models() -> tuple[Model, ...]:
     if models:
         return models
     say(
-        "  no engine that serves a model was found on this machine, so the built-in demo engine is used: it only plays\n"
-        "  one, with fixed answers. Start Ollama or llama-server, then run this again."
+        "  no engine that serves a model was found on this machine, so the built-in demo engine is used: it only\n"
+        "  plays one, with fixed answers. Start an engine of your own, then run this again."
     )
     await DemoService(locate_folder()).start()
     return await service.models(DEMO_ID)
