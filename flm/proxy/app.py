@@ -247,8 +247,22 @@ class App:
         return fresh
 
 
+_random = bytearray()  # drawn in large pieces: one system call for each request would be felt
+_RANDOM_BYTES: Final = 4096
+_ID_BYTES: Final = 8
+
+
+def new_request_id() -> str:
+    """`{Unix ms}-{16 hex digits}`."""
+    if not _random:
+        _random.extend(os.urandom(_RANDOM_BYTES))
+    digits = _random[-_ID_BYTES:].hex()
+    del _random[-_ID_BYTES:]
+    return f"{int(time.time() * 1000)}-{digits}"
+
+
 def _exchange(scope: Scope, receive: Receive, send: Send) -> Exchange:
-    request_id = f"{int(time.time() * 1000)}-{os.urandom(8).hex()}"
+    request_id = new_request_id()
     record = Record(request_id=request_id, client_ip=scope["client"][0], method=scope["method"])
     return Exchange(scope, receive, send, request_id, record)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from flm.proxy.head import Head
 from flm.proxy.recorder import Record
@@ -24,6 +24,12 @@ Scope = dict[str, Any]
 Message = dict[str, Any]
 Receive = Callable[[], "asyncio.Future[Message]"]  # the server's awaitables are futures: no task is needed to watch one
 Send = Callable[[Message], Awaitable[None]]
+
+
+# How long a request runs before its client is watched. Watching costs a wake-up of the server's thread and one of the
+# loop's, which a request that is answered at once need not pay; and it is well below the 250 ms in which an engine
+# must learn that its client has left.
+WATCH_AFTER_SECONDS: Final = 0.05
 
 
 class ClientGoneError(Exception):
@@ -42,6 +48,7 @@ class Exchange:
         "_over",
         "_started",
         "_task",
+        "_watch_timer",
         "answered",
         "body_begun",
         "body_unread",
@@ -71,6 +78,7 @@ class Exchange:
         self.loop = asyncio.get_running_loop()
         self.watchdog = Watchdog(self.loop, self.interrupt)
         self._task = asyncio.current_task()
+        self._watch_timer: asyncio.TimerHandle | None = None
         self._interruption: Exception | None = None
         self._over = False
 
@@ -97,18 +105,23 @@ class Exchange:
         self._interruption = None
 
     def watch_client(self) -> None:
-        """From now on the request is interrupted when the client leaves. The body must have been read."""
+        """Soon the request will be interrupted if the client leaves, or has left. The body must have been read."""
+        self._watch_timer = self.loop.call_later(WATCH_AFTER_SECONDS, self._watch)
+
+    def _watch(self) -> None:
         self.receive().add_done_callback(self._received)
 
     def _received(self, future: asyncio.Future[Message]) -> None:
         if self._over or self.answered or future.cancelled():
             return  # the server also says "disconnect" when the answer is complete
         if future.result()["type"] == "http.request":
-            self.watch_client()  # the empty frame that ends a body whose length was known
+            self._watch()  # the empty frame that ends a body whose length was known
         else:
             self.interrupt(ClientGoneError())
 
     def end(self) -> None:
         """The request is over; nothing interrupts it any more."""
         self._over = True
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
         self.watchdog.close()
