@@ -20,15 +20,17 @@ SECONDS = 5  # a turn
 TURNS = 2
 AIM_ADDED_P95_MS = 5.0
 ANSWER_SECONDS = 30.0
+FAULT_BYTES = 500
+SHOWN = 5  # faults described in words
 
 
 @dataclass(frozen=True)
 class Added:
-    """Milliseconds to the first token, each list sorted, and how many streams were not the right text."""
+    """Milliseconds to the first token, each list sorted, and what was wrong with the streams that were not right."""
 
     direct: list[float]
     through: list[float]
-    wrong: int
+    faults: list[str]
 
     def report(self) -> str:
         rows = []
@@ -36,11 +38,12 @@ class Added:
             direct, through = percentile(self.direct, share), percentile(self.through, share)
             rows.append(f"p{share} {direct:.2f} ms from the engine, {through:.2f} ms through the proxy")
         added = percentile(self.through, 95) - percentile(self.direct, 95)
-        aim = "reached" if added < AIM_ADDED_P95_MS and not self.wrong else "missed"
-        total = len(self.direct) + len(self.through) + self.wrong
+        aim = "reached" if added < AIM_ADDED_P95_MS and not self.faults else "missed"
+        total = len(self.direct) + len(self.through) + len(self.faults)
+        shown = "".join(f"\n  {fault}" for fault in self.faults[:SHOWN])
         return (
             f"first token at {PER_SECOND} streams a second: {'; '.join(rows)}; added p95 {added:.2f} ms "
-            f"(aim {AIM_ADDED_P95_MS:g} ms: {aim}); {self.wrong} of {total} streams wrong"
+            f"(aim {AIM_ADDED_P95_MS:g} ms: {aim}); {len(self.faults)} of {total} streams wrong{shown}"
         )
 
 
@@ -48,8 +51,8 @@ def percentile(values: list[float], share: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[share - 1]
 
 
-async def first_token(host: str, port: int, key: str, model: str, number: int) -> float | None:
-    """Milliseconds to the first event of one stream; None if the stream was not exactly right."""
+async def first_token(host: str, port: int, key: str, model: str, number: int) -> float | str:
+    """Milliseconds to the first event of one stream, or what was wrong with it."""
     body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": prompt_of(number)}]})
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}:{port}\r\nauthorization: Bearer {key}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body.encode())}\r\nconnection: close\r\n\r\n"
@@ -65,9 +68,9 @@ async def first_token(host: str, port: int, key: str, model: str, number: int) -
                 received += await reader.read()
             finally:
                 writer.close()
-    except (OSError, TimeoutError, asyncio.IncompleteReadError):
-        return None
-    return (came - asked) * 1000 if text_of(received) == expected(number) else None
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        return repr(error)
+    return (came - asked) * 1000 if text_of(received) == expected(number) else repr(received[-FAULT_BYTES:])
 
 
 def text_of(received: bytes) -> str | None:
@@ -79,7 +82,7 @@ def text_of(received: bytes) -> str | None:
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
 
 
-async def _turn(url: str, key: str, model: str) -> list[float | None]:
+async def _turn(url: str, key: str, model: str) -> list[float | str]:
     address = urlsplit(url)
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -92,16 +95,16 @@ async def _turn(url: str, key: str, model: str) -> list[float | None]:
 
 
 async def _measure(stage: Stage) -> Added:
-    direct: list[float | None] = []
-    through: list[float | None] = []
+    direct: list[float | str] = []
+    through: list[float | str] = []
     for _ in range(TURNS):
         direct += await _turn(stage.engine.url, "none", ENGINE_MODEL)
         through += await _turn(stage.url, stage.key, MODEL)
-    return Added(_right(direct), _right(through), (direct + through).count(None))
+    return Added(_right(direct), _right(through), [one for one in direct + through if isinstance(one, str)])
 
 
-def _right(values: list[float | None]) -> list[float]:
-    return sorted(value for value in values if value is not None)
+def _right(values: list[float | str]) -> list[float]:
+    return sorted(value for value in values if isinstance(value, float))
 
 
 def measure(stage: Stage) -> Added:

@@ -21,6 +21,7 @@ from flm.demo.directives import NONE, Directives, find
 
 JSON = b"application/json"
 DONE = b"data: [DONE]\n\n"
+MODELS_CREATED = 1_700_000_000  # a model list that never changes, as that of a hosted service
 MAX_CHOICES = 4
 MAX_DIMENSIONS = 4096
 
@@ -318,7 +319,7 @@ class OpenAI:
         return Answer(200, self.json_type, encode(self.model_entry(name, request)))
 
     def model_entry(self, name: str, request: Request) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": int(request.created), "owned_by": "flm-demo"}
+        return {"id": name, "object": "model", "created": MODELS_CREATED, "owned_by": "flm-demo"}
 
     def health(self, request: Request) -> Answer:
         return Answer(200, self.json_type, b'{"status":"ok"}')
