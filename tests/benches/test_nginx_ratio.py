@@ -79,3 +79,6 @@ def test_where_nginx_is_missing_it_says_what_to_install(
     monkeypatch.setattr(sys, "argv", ["nginx_ratio"])
     assert nginx_ratio.main() == 1
     assert "apt-get install nginx-light" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["nginx_ratio", "--optional"])
+    assert nginx_ratio.main() == 0
+    assert "left out: nginx is not installed" in capsys.readouterr().err
