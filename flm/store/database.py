@@ -1,6 +1,6 @@
 """An open database on an event loop: reading, and writing in transactions.
 
-Strategy: one aiosqlite connection, whose thread does everything that blocks, opening and migrating included. Writes
+Strategy: one aiosqlite connection, whose thread does everything that blocks; opening blocks another one. Writes
 begin IMMEDIATE, so that a transaction waits for its turn at its start and not in its middle, where SQLite would refuse
 to. A task that is cancelled in a transaction rolls it back before it goes.
 
@@ -57,7 +57,9 @@ async def _open(folder: Folder, schema: Schema) -> Database:
 
 
 async def _connect(folder: Folder, schema: Schema) -> aiosqlite.Connection:
-    return await aiosqlite.Connection(lambda: opening.open_connection(folder, schema), _CHUNK)
+    # Not by aiosqlite's own thread: after a connection that failed it would outlive the loop it reports to.
+    connection = await asyncio.to_thread(opening.open_connection, folder, schema)
+    return await aiosqlite.Connection(lambda: connection, _CHUNK)
 
 
 class Transaction:
@@ -136,11 +138,11 @@ class Database:
     def _plainly(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise CommandError(CommandCode.DB_ERROR, f"{self.path}: {error}; {_next_step(error)}") from error
 
 
-def _next_step(error: sqlite3.Error) -> str:
+def _next_step(error: Exception) -> str:
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
         return "nothing was changed; another program holds the database: end it (lsof shows it) and try again"
     if isinstance(error, sqlite3.OperationalError) and "full" in str(error):

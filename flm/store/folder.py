@@ -78,6 +78,7 @@ def secure_folder(path: Path) -> None:
         path.parent.mkdir(mode=_PRIVATE_FOLDER, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, _PRIVATE_FOLDER)
+            os.chmod(path, _PRIVATE_FOLDER)  # a umask may have taken away bits that we need ourselves
         _tighten(path, os.lstat(path), _PRIVATE_FOLDER)
     except OSError as error:
         raise _refused_by_system("the data folder", path, error) from None
@@ -110,7 +111,7 @@ def create_file(path: Path) -> int:
         raise
     except OSError as error:
         raise _refused_by_system("a new file", path, error) from None
-    os.fchmod(descriptor, _PRIVATE_FILE)  # a umask may have taken away bits that we need ourselves
+    os.fchmod(descriptor, _PRIVATE_FILE)  # as for a folder
     return descriptor
 
 

@@ -59,13 +59,17 @@ def _look(path: Path, schema: Schema, *, immutable: bool) -> int:
         connection = sqlite3.connect(
             uri(path, "immutable=1" if immutable else "mode=ro"), uri=True, timeout=BUSY_SECONDS, isolation_level=None
         )
+        connection.text_factory = lambda text: text.decode(errors="replace")  # damaged names are no UTF-8
         try:
+            (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+            if immutable and os.stat(path).st_size % page_bytes:
+                raise _refused(path, "it is damaged (its end is cut off)")
             return _judge(connection, path, schema)
         finally:
             connection.close()
     except sqlite3.OperationalError as error:
         raise _refused(path, f"it cannot be read ({error})") from None
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the text of an error may be what is damaged
         raise _refused(path, f"it is damaged ({error})") from None
 
 

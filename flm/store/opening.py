@@ -5,7 +5,7 @@ there, creation is unfinished and is resumed; without it, a database that is mis
 is a loss and is refused (an empty security database would forget every revocation and allow-list). Whatever the file
 is, it is inspected before SQLite may write to it.
 
-Knows no rows. Blocking: runs on the thread of the connection (see `database`).
+Knows no rows. Blocking: on an event loop it runs in a thread (see `database`).
 """
 
 from __future__ import annotations
@@ -144,7 +144,12 @@ def _refuse_a_loss(folder: Folder) -> None:
 def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(
-            uri(path, "mode=rw"), uri=True, timeout=BUSY_SECONDS, isolation_level=None, factory=_Connection
+            uri(path, "mode=rw"),
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            factory=_Connection,
+            check_same_thread=False,  # opened on one thread, then used on another only (see `database`)
         )
         try:
             connection.identity = _identity(path)
