@@ -227,8 +227,13 @@ class Client:
         assert not self.complete, "something after the end"
         self.messages.append(message)
         self.changed.set()
-        if self.complete and self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result({"type": "http.disconnect"})  # as the server does, the client still there
+        if message.get("more_body") is False:
+            self._answered()
+
+    def _answered(self) -> None:
+        """As the server does: a pending receive ends with the answer, though the client is still there."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result({"type": "http.disconnect"})
 
 
 def _pairs(headers: Any) -> list[tuple[bytes, bytes]]:

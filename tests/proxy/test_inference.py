@@ -186,7 +186,9 @@ def test_an_engine_that_lingers_after_done_costs_the_client_nothing(monkeypatch:
     assert scripted.errors == []
 
 
-def test_a_client_that_uses_the_connection_again_is_not_taken_for_gone() -> None:
+def test_the_end_of_an_answer_is_not_taken_for_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flm.proxy.exchange.WATCH_AFTER_SECONDS", 0)
+
     async def test() -> None:
         going_on = asyncio.Event()
         script = [receive(), say(STREAM_HEAD + event("a", "stop") + DONE), until(going_on), fin()]
@@ -194,10 +196,12 @@ def test_a_client_that_uses_the_connection_again_is_not_taken_for_gone() -> None
             world = World(engine(scripted.url))
             client = world.client("POST", CHAT, body=chat("flm://e/m", stream=True))
             task = client.start()
-            await client.until(lambda c: c.complete)
+            await client.until(lambda c: c.complete and c.receives == 2)
+            await asyncio.sleep(0)  # one turn of the loop, for the watch to be told
             going_on.set()
             await task
             assert world.lines[-1]["error_type"] is None
+            await world.app.aclose()
 
     run(test())
 
@@ -220,6 +224,32 @@ def test_comments_keep_a_silent_stream_alive_and_stop_with_the_first_byte(monkey
             assert client.events[-1] == b"data: [DONE]"
             assert world.lines[-1]["ttft_ms"] is not None
             await world.app.aclose()
+
+    run(test())
+
+
+def test_nobody_comments_behind_the_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeepAlive, "first_after", 0.001)
+
+    async def test() -> None:
+        loaded, going_on = asyncio.Event(), asyncio.Event()
+        rest = [say(event("b", "stop") + DONE), fin()]
+        script = [receive(), until(loaded), say(STREAM_HEAD + event("a")), until(going_on), *rest]
+        async with ScriptedEngine(script) as scripted:
+            world = World(engine(scripted.url))
+            client = world.client("POST", CHAT, body=chat("flm://e/m", stream=True))
+            task = client.start()
+            await client.until(lambda c: len(c.events) == 1)
+            assert len(commenting()) == 1
+            loaded.set()
+            await client.until(lambda c: len(c.events) == 2)
+            assert commenting() == []
+            going_on.set()
+            await task
+            await world.app.aclose()
+
+    def commenting() -> list[asyncio.Task[Any]]:
+        return [task for task in asyncio.all_tasks() if "KeepAlive" in repr(task.get_coro())]
 
     run(test())
 
