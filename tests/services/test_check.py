@@ -1,0 +1,67 @@
+"""`check` says what is wrong and where, and touches nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+import pytest
+
+from flm.services.check import Checked, CheckService
+from flm.services.security import SecurityService
+from flm.store.folder import Folder
+
+
+def check(folder: Folder) -> dict[str, Checked]:
+    return {each.name: each for each in asyncio.run(CheckService(folder).check())}
+
+
+def test_a_folder_that_was_never_used_stays_so(folder: Folder) -> None:
+    found = check(folder)
+    assert [each.exists for each in found.values()] == [False] * 3
+    assert all(each.well for each in found.values())
+    assert not folder.root.exists()
+
+
+def test_all_is_well(folder: Folder) -> None:
+    asyncio.run(SecurityService(folder).create_key("a"))
+    found = check(folder)
+    assert list(found) == ["config.db", "security.db", "pepper"]
+    assert all(each.well and each.exists and each.bytes for each in found.values())
+    assert found["security.db"].generation == 2
+
+
+def test_a_folder_without_keys_needs_no_pepper(folder: Folder) -> None:
+    asyncio.run(SecurityService(folder).list_keys())
+    assert check(folder)["pepper"] == Checked("pepper", str(folder.pepper), False, ())
+
+
+@pytest.mark.parametrize("name", ["config.db", "security.db", "pepper"])
+def test_what_is_missing_is_named(folder: Folder, name: str) -> None:
+    asyncio.run(SecurityService(folder).create_key("a"))
+    (folder.root / name).unlink()
+    assert name in check(folder)[name].problems[0]
+
+
+def test_an_index_that_does_not_match_its_table(folder: Folder) -> None:
+    """Damage that a quick check does not see."""
+    asyncio.run(SecurityService(folder).create_key("a"))
+    connection = sqlite3.connect(folder.security, isolation_level=None)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute(
+        "UPDATE sqlite_master SET sql = replace(sql, 'slot INTEGER', 'slot TEXT') WHERE name = 'api_keys'"
+    )
+    connection.execute(
+        "INSERT INTO sqlite_master SELECT 'index', 'ghost', 'api_keys', 9999, 'CREATE INDEX ghost ON api_keys(label)'"
+    )
+    connection.close()
+    assert not check(folder)["security.db"].well
+
+
+def test_rows_that_break_a_rule_are_found(folder: Folder) -> None:
+    asyncio.run(SecurityService(folder).create_key("a"))
+    connection = sqlite3.connect(folder.security, isolation_level=None)
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    connection.execute("UPDATE generation SET one = 2")
+    connection.close()
+    assert not check(folder)["security.db"].well

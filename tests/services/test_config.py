@@ -1,0 +1,96 @@
+"""Settings: every one of them can be set, is bounded, and says where its value comes from."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from flm.config import SETTINGS, Setting
+from flm.errors import CommandCode, CommandError
+from flm.services.config import ConfigRow, ConfigService
+from flm.store.folder import Folder
+
+GOOD = {"integer": "7", "number": "1.5", "boolean": "false", "text": "a/b.log"}
+
+
+def good(spec: Setting) -> str:
+    if spec.key == "proxy.bind":
+        return "0.0.0.0"
+    if spec.kind == "choice":
+        return spec.choices[-1]
+    if spec.maximum is not None:
+        return f"{spec.maximum:g}" if spec.maximum < 1e6 else str(int(spec.maximum))
+    return GOOD[spec.kind]
+
+
+def bad(spec: Setting) -> list[str]:
+    values = {
+        "integer": ["", "x", "1.5", "true", "1e3", "0x10", "nan"],
+        "number": ["", "x", "nan", "inf", "true"],
+        "boolean": ["", "x", "2"],
+        "choice": ["", "x", "LOCAL-HTTP"],
+        "text": ["", "  ", "a\nb", "\x1b[31m"],
+    }[spec.kind]
+    if spec.minimum is not None and spec.maximum is not None:
+        values += [f"{spec.minimum - 1:.0f}", str(int(spec.maximum) + 1)]
+    if spec.key == "proxy.bind":
+        values += ["localhost", "127.0.0.1:80", "999.1.1.1", "fe80::1%/x"]
+    return values
+
+
+def test_every_setting_can_be_set_and_unset(folder: Folder) -> None:
+    async def main() -> None:
+        service = ConfigService(folder, {})
+        for key, spec in SETTINGS.items():
+            row = await service.set(key, f" {good(spec)} ")
+            assert (row.key, row.source, row.default) == (key, "config", spec.default)
+            assert type(row.value) is type(spec.default) or isinstance(row.value, float)
+        listed = await service.list()
+        assert [row.source for row in listed] == ["config"] * len(SETTINGS)
+        for key, spec in SETTINGS.items():
+            assert await service.unset(key) == ConfigRow(key, spec.default, spec.default, "default")
+
+    asyncio.run(main())
+
+
+def test_every_setting_refuses_what_it_cannot_be(folder: Folder) -> None:
+    async def main() -> None:
+        service = ConfigService(folder, {})
+        for key, spec in SETTINGS.items():
+            for value in bad(spec):
+                with pytest.raises(CommandError) as refused:
+                    await service.set(key, value)
+                assert refused.value.code is CommandCode.CONFIG_INVALID, (key, value)
+                assert key in refused.value.message, (key, value)
+        assert {row.source for row in await service.list()} == {"default"}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "key", ["", "proxy", "proxy.", "proxy.prt", "nonsense", "proxy_port", "'; DROP TABLE settings"]
+)
+def test_an_unknown_key_is_refused_with_known_ones(folder: Folder, key: str) -> None:
+    async def main() -> None:
+        service = ConfigService(folder, {})
+        for call in (service.get(key), service.set(key, "1"), service.unset(key)):
+            with pytest.raises(CommandError, match=r"proxy\.port") as refused:
+                await call
+            assert refused.value.code is CommandCode.CONFIG_INVALID
+
+    asyncio.run(main())
+
+
+def test_unsetting_what_is_not_set(folder: Folder) -> None:
+    with pytest.raises(CommandError) as refused:
+        asyncio.run(ConfigService(folder, {}).unset("proxy.port"))
+    assert refused.value.code is CommandCode.CONFIG_NOT_SET
+
+
+def test_the_environment_wins_over_the_database(folder: Folder) -> None:
+    async def main() -> ConfigRow:
+        await ConfigService(folder, {}).set("proxy.port", "4000")
+        return await ConfigService(folder, {"FLM_PROXY_PORT": "5000"}).get("proxy.port")
+
+    assert asyncio.run(main()) == ConfigRow("proxy.port", 5000, 3560, "environment")
