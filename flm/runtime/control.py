@@ -27,6 +27,7 @@ LONGEST_LINE: Final = 65_536  # a request is some hundred bytes
 LONGEST_ANSWER: Final = 16_777_216  # a status with every engine's state
 MOST_CONNECTIONS: Final = 32
 REQUEST_SECONDS: Final = 10.0  # from a connection, or the answer before, to a whole line
+_ATTEMPTS: Final = 3  # a proxy that restarts just then hangs up on who has asked nothing yet
 LONGEST_PATH: Final = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
 
 
@@ -169,27 +170,35 @@ async def ask(path: Path, request: Request, timeout: float) -> Any:
     Raises what the proxy answered as CommandError; PROXY_NOT_RUNNING if nobody listens there or it ended without an
     answer; TimeoutError after `timeout` seconds.
     """
-    loop = asyncio.get_running_loop()
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.setblocking(False)
     line: bytes | None = None
-    with connection:
-        try:
-            async with asyncio.timeout(timeout):
-                with reachable(path) as name:
-                    await loop.sock_connect(connection, name)
-                await loop.sock_sendall(connection, _encoder.encode(request) + b"\n")
-                line, _ = await _line(connection, b"", LONGEST_ANSWER)
-        except TimeoutError:
-            raise
-        except OSError:
-            line = None
+    async with asyncio.timeout(timeout):
+        for _ in range(_ATTEMPTS):
+            try:
+                line = await _exchange(path, request)
+            except OSError:
+                break
+            if line is not None:
+                break
     if line is None:
         raise CommandError(CommandCode.PROXY_NOT_RUNNING, "no proxy answers; start it with `flm proxy start`")
     answer = _answers.decode(line)
     if not answer.ok:
         raise CommandError(CommandCode(answer.code), answer.message or "the proxy refused without a reason")
     return answer.data
+
+
+async def _exchange(path: Path, request: Request) -> bytes | None:
+    """The line that comes back; None if the connection ends without one. Raises OSError if nobody listens."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        with reachable(path) as name:
+            await loop.sock_connect(connection, name)
+        try:
+            await loop.sock_sendall(connection, _encoder.encode(request) + b"\n")
+            return (await _line(connection, b"", LONGEST_ANSWER))[0]
+        except OSError:
+            return None
 
 
 async def _line(connection: socket.socket, buffer: bytes, limit: int) -> tuple[bytes | None, bytes]:

@@ -1,18 +1,27 @@
 """The mapped files that the supervisor writes and its workers read: the shared memory and the keyring.
 
-Made anew at each start, kept over exec as long as their layout is this version's. Knows nothing of what is published.
+Made anew at each start, kept over exec as long as their layout is this version's. The shared memory's file is locked
+(shared) by whoever has it from this supervisor: as long as a worker lives, also one whose supervisor was killed, the
+lock tells. Knows nothing of what is published.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Final, Self
 
+import msgspec
+
 from flm._native import Keyring, NativeError, Shared
+from flm.snapshot import Snapshot, decode
 
 CELLS: Final = 1024  # worker processes at once, draining ones included: what the layout allows, 320 bytes each
 SNAPSHOT_BYTES: Final = 1 << 26  # engines with thousands of models; sparse, so unused room costs nothing
+ORPHANS_SECONDS: Final = 10.0  # they end within 2 s; more on a machine that is short of everything
+_POLL_SECONDS: Final = 0.02
 FEWEST_KEYS: Final = 16_384  # 8 MiB of disk; a table has room for several times the keys there are
 
 
@@ -29,6 +38,7 @@ class Memory:
     def create(cls, run: Path, keys: int) -> Self:
         """New files in the runtime folder, with room for several times `keys` keys. Raises OSError, NativeError."""
         shared_fd, keyring_fd = _new_file(run / "shared"), _new_file(run / "keyring")
+        fcntl.flock(shared_fd, fcntl.LOCK_SH)  # inherited with the descriptor, gone with its last copy
         capacity = max(FEWEST_KEYS, 4 * keys)
         return cls(
             Shared.create(shared_fd, CELLS, SNAPSHOT_BYTES), Keyring.create(keyring_fd, capacity), shared_fd, keyring_fd
@@ -41,6 +51,38 @@ class Memory:
             return cls(Shared.attach(shared_fd), Keyring.open_writer(keyring_fd), shared_fd, keyring_fd)
         except NativeError:
             return None
+
+    def published(self) -> Snapshot | None:
+        """The snapshot in force; None if there is none, or one of another version's shape."""
+        try:
+            return decode(self.shared.snapshot()[1])
+        except (msgspec.MsgspecError, NativeError):
+            return None
+
+
+def orphans(run: Path) -> bool:
+    """Whether workers of a proxy that was killed are still there, holding its port. They end within two seconds.
+
+    Asked by who holds the folder's lock, or sees that nobody does.
+    """
+    try:
+        descriptor = os.open(run / "shared", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False  # no proxy has been killed here: an orderly end removes it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def wait_for_orphans(run: Path) -> None:
+    """Return when they are gone, or will not go. Blocking."""
+    deadline = time.monotonic() + ORPHANS_SECONDS
+    while orphans(run) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
 
 
 def _new_file(path: Path) -> int:

@@ -9,13 +9,11 @@ Knows neither the ASGI server nor workers. Blocking for microseconds.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import resource
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
@@ -27,8 +25,6 @@ RESERVED_DESCRIPTORS: Final = 64  # databases, pipes, mapped files, listening so
 MOST_CONNECTIONS: Final = 16_384  # per worker, at 11 kB of memory each
 FEWEST_DESCRIPTORS: Final = 128  # below this a worker cannot serve a handful of clients
 KEEPALIVE_SECONDS: Final = 30  # a client that vanished is noticed after about two minutes
-ORPHANS_SECONDS: Final = 2.5  # workers end within 2 s of their supervisor's death
-_RETRY_SECONDS: Final = 0.05
 _LISTEN: Final = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 # macOS has no TCP_USER_TIMEOUT; TCP_CONNECTIONTIMEOUT does not cover established connections.
@@ -50,25 +46,11 @@ def family_of(address: str) -> socket.AddressFamily:
     )
 
 
-async def open_for(settings: Settings, patience: float) -> list[socket.socket]:
-    """The sockets that `settings` ask for, one for each worker.
-
-    `patience`: seconds for which a taken port is tried again, for the workers of a proxy that was killed hold theirs
-    for a moment more. Raises as `open_listening`.
-    """
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return open_listening(
-                settings.proxy_bind,
-                settings.proxy_port,
-                settings.proxy_workers,
-                settings.proxy_send_timeout_seconds,
-            )
-        except CommandError as error:
-            if error.code is not CommandCode.PROXY_PORT_IN_USE or time.monotonic() >= deadline:
-                raise
-            await asyncio.sleep(_RETRY_SECONDS)
+def open_for(settings: Settings) -> list[socket.socket]:
+    """The sockets that `settings` ask for, one for each worker. Raises as `open_listening`."""
+    return open_listening(
+        settings.proxy_bind, settings.proxy_port, settings.proxy_workers, settings.proxy_send_timeout_seconds
+    )
 
 
 def refuse_another_address(settings: Settings, served: tuple[str, int]) -> None:

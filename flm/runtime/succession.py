@@ -8,9 +8,11 @@ Knows which descriptors must survive, and nothing of what they are good for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Final, NoReturn
 
 from flm.runtime.boot import SupervisorState, pack
@@ -27,12 +29,23 @@ def descriptors(state: SupervisorState) -> list[int]:
     return [*single, *reply, *state.listening_fds, *state.life_fds, *state.log_fds, *state.own_log_fds, *workers]
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """While the block lasts, signals wait; over exec they wait until the new image handles them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def become(state: SupervisorState) -> NoReturn:
-    """Replace this process's program by the one that is installed now. Raises OSError if the system refuses; then
-    nothing has changed."""
+    """Replace this process's program by the one that is installed now; to be called with the signals held.
+
+    Raises OSError if the system refuses; then nothing has changed.
+    """
     document = pack(state)
     inherited = [document, *descriptors(state)]
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     try:
         for descriptor in inherited:
             os.set_inheritable(descriptor, True)
@@ -42,7 +55,6 @@ def become(state: SupervisorState) -> NoReturn:
     finally:
         keep_private(state)
         os.close(document)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def keep_private(state: SupervisorState) -> None:

@@ -20,10 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from flm import __version__
-from flm._native import NativeError, Shared
 from flm.config import Settings
 from flm.errors import CommandCode, CommandError
 from flm.runtime import control, instance, preflight, sockets, succession
@@ -33,11 +30,10 @@ from flm.runtime.generations import Generations
 from flm.runtime.journal import Journal
 from flm.runtime.logfile import RotatedFile, Sink, Terminal
 from flm.runtime.loglines import timestamp
-from flm.runtime.memory import Memory
+from flm.runtime.memory import Memory, wait_for_orphans
 from flm.runtime.publish import Publisher
 from flm.runtime.status import Handle, describe
 from flm.runtime.upkeep import Upkeep
-from flm.snapshot import Engine, decode
 from flm.store.folder import Folder, secure_folder
 
 TICK_SECONDS: Final = 1.0  # how soon a change by others holds, and a hung worker is looked for
@@ -66,6 +62,7 @@ class Supervisor:
         self._stop_seconds: asyncio.Future[float]
         self._stopped = asyncio.Event()
         self._changing = asyncio.Lock()
+        self._succession = asyncio.Lock()
         self._state = "starting"
 
     async def run(self, ready: Callable[[Handle], Awaitable[None]]) -> None:
@@ -116,8 +113,10 @@ class Supervisor:
         if self._boot.daemon:
             await asyncio.to_thread(secure_folder, self._log_path(settings).parent)
         self._open_journal(settings).begin(settings.log_level)
-        left_over = instance.read(self._folder.run) is not None
-        listening = await sockets.open_for(settings, patience=sockets.ORPHANS_SECONDS if left_over else 0.0)
+        if self._boot.daemon:
+            os.dup2(self._journal.own[1], 2)  # what is not logged properly, such as a crash, is logged all the same
+        await asyncio.to_thread(wait_for_orphans, self._folder.run)
+        listening = sockets.open_for(settings)
         self._memory = Memory.create(self._folder.run, await self._publisher.key_count())
         self._generations = self._new_generations(listening, os.pipe())
         self._handle_signals()
@@ -131,16 +130,15 @@ class Supervisor:
 
     async def _resume(self, state: SupervisorState) -> None:
         """Go on where the former image of this process left; its workers are serving all the while."""
-        settings = Settings()  # until the databases are open; the log's place and level follow then
-        with contextlib.suppress(msgspec.MsgspecError, NativeError):
-            settings = decode(Shared.attach(state.shared_fd).snapshot()[1]).settings
+        adopted = Memory.adopt(state.shared_fd, state.keyring_fd)
+        published = adopted.published() if adopted else None
+        settings = published.settings if published else Settings()  # until the databases are open
         self._open_journal(settings).adopt(state.own_log_fds, state.log_fds, settings.log_level)
         listening = [socket.socket(fileno=descriptor) for descriptor in state.listening_fds]
-        adopted = Memory.adopt(state.shared_fd, state.keyring_fd)
         self._memory = adopted or Memory.create(self._folder.run, 0)
         if adopted is not None:
             self._publisher.adopt(adopted.keyring, state.chat_keys)
-            self._publisher.engines = _published_engines(adopted)
+        self._publisher.engines = published.engines if published else ()
         self._generations = self._new_generations(listening, state.life_fds)
         self._generations.number = state.generation
         self._generations.crew.adopt(state.workers)
@@ -286,16 +284,23 @@ class Supervisor:
             sockets.refuse_another_address((await self._publisher.load_settings()).settings, self._address)
             await preflight.check(self._boot)
             self._refuse_while_stopping()
-            async with self._generations.at_rest():
+            async with self._succession, self._generations.at_rest():
+                self._refuse_while_stopping()
                 log.info("restarting in place")
                 await self._end_background()
                 await self._control.pause(but=asyncio.current_task(), grace=SETTLE_SECONDS)
                 await self._publisher.close()
                 self._journal.pause()
                 try:
-                    succession.become(self._pass_on(connection.fileno()))
-                except OSError as error:
+                    with succession.signals_held():
+                        for _ in range(3):  # a signal that came just before is handled by the loop's next rounds
+                            await asyncio.sleep(0)
+                        self._refuse_while_stopping()
+                        succession.become(self._pass_on(connection.fileno()))
+                except (OSError, CommandError) as error:
                     await self._go_on()
+                    if isinstance(error, CommandError):
+                        raise
                     raise CommandError(
                         CommandCode.IO_ERROR, f"the system refused to restart ({error}); the proxy goes on as it was"
                     ) from None
@@ -348,6 +353,10 @@ class Supervisor:
 
     async def _stop(self, seconds: float) -> None:
         self._state = "stopping"
+        async with self._succession:  # one that is past its point of no return would take half of this along
+            await self._stop_all(seconds)
+
+    async def _stop_all(self, seconds: float) -> None:
         log.info("stopping; running requests may take %g s more", seconds)
         await self._generations.stop(seconds)
         await self._end_background()
@@ -385,11 +394,3 @@ class Supervisor:
 
     def _log_path(self, settings: Settings) -> Path:
         return self._folder.root / settings.log_file
-
-
-def _published_engines(memory: Memory) -> tuple[Engine, ...]:
-    """The engines in force; none if what was published is of another version's shape."""
-    try:
-        return decode(memory.shared.snapshot()[1]).engines
-    except msgspec.MsgspecError:
-        return ()

@@ -27,6 +27,7 @@ from flm.runtime import control, instance
 from flm.runtime.boot import WORKER_MODULE, SupervisorBoot, pack
 from flm.runtime.control import Answer, Request
 from flm.runtime.instance import Instance
+from flm.runtime.memory import orphans
 from flm.runtime.status import Handle as Handle
 from flm.runtime.status import url_host
 from flm.runtime.succession import MODULE
@@ -313,12 +314,13 @@ class ProxyService:
         )
 
     async def _wait_until_gone(self, found: Instance) -> None:
-        """Until the lock is free, which it is when the last process that could hold it is gone, or another's."""
+        """Until the lock is free, or another's, and no worker is left."""
         run = self._folder.run
 
         def gone() -> bool:
             now = instance.read(run)
-            return not instance.is_locked(run) or (now is not None and now.id != found.id)
+            another = now is not None and now.id != found.id
+            return another or not (instance.is_locked(run) or orphans(run))
 
         if not await _within(GONE_SECONDS, gone):
             raise CommandError(

@@ -121,10 +121,10 @@ def test_a_slow_head_is_cut_and_others_are_served(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_idle_connections(tmp_path: Path) -> None:
     """Case 25: each gets its answer, and an idle one costs little and is closed by the header timeout."""
-    count = 3000
+    count = 1500
 
     async def main() -> None:
-        async with running(tmp_path, proxy__header_timeout_seconds=15) as proxy:
+        async with running(tmp_path, proxy__header_timeout_seconds=6) as proxy:
             (worker,) = (await proxy.handle()).worker_pids
             before = resident_bytes(worker)
             idle = await connect(proxy.port, count, b"GET /echo HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -173,6 +173,28 @@ def test_sigterm_to_a_worker_replaces_it_without_an_outage(tmp_path: Path) -> No
     run(main)
 
 
+@pytest.mark.parametrize("how", ["command", "signal"])
+def test_a_stop_during_a_restart_stops(tmp_path: Path, how: str) -> None:
+    """Whenever it comes: before the exec, in it, after it."""
+
+    async def main() -> None:
+        for pause_ms in (0, 150, 300, 400, 500):
+            async with running(tmp_path) as proxy:
+                handle = await proxy.handle()
+                restarting = asyncio.create_task(proxy.service.restart())
+                await asyncio.sleep(pause_ms / 1000)
+                if how == "signal":
+                    os.kill(handle.pid, signal.SIGTERM)
+                else:
+                    await proxy.service.stop(now=True)
+                await until(lambda pid=handle.pid: not alive(pid), 10)
+                (outcome,) = await asyncio.gather(restarting, return_exceptions=True)
+                assert not isinstance(outcome, BaseException) or isinstance(outcome, CommandError), outcome
+                assert await proxy.service.status() == []
+
+    run(main)
+
+
 def test_sighup_reloads(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as proxy:
