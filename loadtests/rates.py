@@ -6,4 +6,4 @@ from typing import Final
 
 REQUESTS_PER_MINUTE: Final = 100
 USERS: Final = 20  # each asks every 12 s
-USERS_STARTED_PER_SECOND: Final = 2  # so that they do not ask all at once
+USERS_STARTED_PER_SECOND: Final = 4  # so that they do not ask all at once

@@ -33,10 +33,13 @@ class Verdict:
         return statistics.median(self.seconds)
 
     @property
-    def passed(self) -> bool:
+    def unnoticed(self) -> bool:
         """Every kind of request was there, and none was dropped."""
-        seen = all(self.tally.of(kind) for kind in ("fresh", "reused", "stream"))
-        return seen and self.tally.dropped == 0 and self.median < MEDIAN_SECONDS
+        return all(self.tally.of(kind) for kind in ("fresh", "reused", "stream")) and self.tally.dropped == 0
+
+    @property
+    def passed(self) -> bool:
+        return self.unnoticed and self.median < MEDIAN_SECONDS
 
     def report(self) -> str:
         times = " ".join(f"{seconds:.2f}" for seconds in self.seconds)

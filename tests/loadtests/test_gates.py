@@ -53,15 +53,16 @@ def seen(printed: str) -> tuple[int, int, str]:
 
 
 @pytest.mark.parametrize("verb", ["reload", "restart"])
-def test_the_restart_gate_is_green_on_a_sound_proxy(running: Stage, verb: str) -> None:
+def test_nobody_notices_a_restart_of_a_sound_proxy(running: Stage, verb: str) -> None:
+    """How long it may take is for `make load` to say, which has the machine to itself."""
     verdict = measure(running, verb, 2)
-    assert verdict.passed, verdict.report()
+    assert verdict.unnoticed, verdict.report()
 
 
 @pytest.mark.parametrize("plant", [WRONG_TEXT, CUT_STREAM])
 def test_one_planted_error_turns_the_restart_gate_red(running: Stage, plant: str) -> None:
     verdict = measure(running, "reload", 1, system=plant)
-    assert not verdict.passed
+    assert not verdict.unnoticed
     assert "FAILED" in verdict.report()
     assert Outcome.WRONG in {outcome for _, outcome in verdict.tally.counts}
 

@@ -23,8 +23,8 @@ from tests.support.demo import Demo, demo_engine
 WORKERS = 2
 # What never changes while one proxy runs.
 STEADY = (
-    "id", "pid", "running", "mode", "listen_addr", "port", "https_port", "endpoints", "workers", "acme_domain",
-    "certificate", "engines", "last_error",
+    "id", "pid", "running", "mode", "listen_addr", "port", "https_port", "endpoints", "acme_domain", "certificate",
+    "engines", "last_error",
 )  # fmt: skip
 
 
@@ -138,7 +138,10 @@ def test_before_while_and_after(flm: Flm, verb: str) -> None:
         handle = handles[0]
         assert steady(handle) == steady(before)
         assert handle["generation"] in (before["generation"], before["generation"] + 1)
-        assert set(handle["worker_pids"]) in (set(before["worker_pids"]), set(last["worker_pids"]))
+        pids = set(handle["worker_pids"])
+        assert pids <= set(before["worker_pids"]) | set(last["worker_pids"])
+        # A successor serves before its predecessor goes, so there may be more for a moment, and never fewer.
+        assert WORKERS <= handle["workers"] == len(pids) <= 2 * WORKERS
 
 
 def test_a_killed_worker_is_replaced_and_status_tells(flm: Flm) -> None:
