@@ -1,0 +1,144 @@
+"""`flm proxy …` as people run it: JSON, exit codes, what a terminal or a log gets. A real proxy, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flm.cli.command import Noun
+from flm.cli.proxy import _flags, register
+from tests.runtime.harness import ROOT, alive, free_port
+
+Run = subprocess.CompletedProcess[str]
+
+
+class Cli:
+    """The command in one data folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FLM_")},
+            "FLM_HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def run(self, *arguments: str) -> Run:
+        return subprocess.run(
+            [sys.executable, "-m", "flm", "proxy", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+
+    def data(self, *arguments: str) -> Any:
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)["data"]
+
+    def error(self, *arguments: str) -> tuple[int, str]:
+        done = self.run(*arguments)
+        return done.returncode, json.loads(done.stdout)["error"]["code"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    command = Cli(tmp_path / "home")
+    yield command
+    command.run("stop", "--now")
+
+
+def test_a_life(cli: Cli) -> None:
+    port = str(free_port())
+    assert cli.data("status") == []
+    started = cli.data("start", "--port", port, "--workers", "2")
+    assert started["key"].startswith("flm_")
+    assert (started["port"], started["workers"], started["mode"]) == (int(port), 2, "local-http")
+    assert set(started["endpoints"]) == {"localhost", "local_network", "external"}
+    (status,) = cli.data("status")
+    assert (status["pid"], status["running"], status["acme_domain"]) == (started["pid"], True, None)
+    assert "key" not in status
+    assert cli.error("start", "--port", str(free_port())) == (1, "PROXY_ALREADY_RUNNING")
+    assert cli.data("reload")["pid"] == started["pid"]
+    restarted = cli.data("restart")
+    assert (restarted["pid"], restarted["port"], restarted["workers"]) == (started["pid"], int(port), 2)
+    assert cli.error("stop", "--port", "1") == (1, "PROXY_NOT_RUNNING")
+    assert cli.data("stop", "--port", port)["pid"] == started["pid"]
+    assert cli.data("status") == []
+    assert not alive(started["pid"])
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart", "reload"])
+def test_nothing_runs(cli: Cli, verb: str) -> None:
+    assert cli.error(verb) == (1, "PROXY_NOT_RUNNING")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--port", "x"], "CONFIG_INVALID"),
+        (["--port", "70000"], "CONFIG_INVALID"),
+        (["--mode", "https-acme"], "CONFIG_INVALID"),
+        (["--bind", "example.com"], "PROXY_INVALID_CONFIG"),
+        (["--nonsense"], "USAGE"),
+    ],
+)
+def test_a_start_that_cannot_be(cli: Cli, arguments: list[str], code: str) -> None:
+    assert cli.error("start", *arguments) == (1, code)
+    assert cli.data("status") == []
+
+
+def test_a_log_gets_no_key(cli: Cli, tmp_path: Path) -> None:
+    """What a service manager's output is: a file or a socket."""
+    with open(tmp_path / "output", "w+", encoding="utf-8") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "flm", "proxy", "start", "--port", str(free_port())],
+            env=cli.environment,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=90,
+            check=True,
+        )
+        output.seek(0)
+        assert "flm_" not in output.read()
+    assert "flm api-keys create" in done.stderr
+
+
+def test_in_the_foreground(cli: Cli) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "flm", "proxy", "start", "--no-daemon", "--port", str(free_port())],
+        env=cli.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        deadline = time.monotonic() + 60
+        while not (status := cli.data("status")) or status[0]["state"] != "running":
+            assert time.monotonic() < deadline
+        assert status[0]["pid"] == child.pid
+        assert cli.data("restart")["pid"] == child.pid
+        child.send_signal(signal.SIGINT)
+        output, log = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert json.loads(output)["data"]["pid"] == child.pid
+    assert all(line.startswith("{") for line in log.splitlines())
+    assert cli.data("status") == []
+
+
+def test_flags_are_settings() -> None:
+    noun = Noun("proxy", "")
+    register(noun)
+    arguments = noun.parser.parse_args(["start", "--port", "8080", "--bind", "::1", "--log-level", "debug"])
+    assert _flags(arguments) == {"proxy.port": "8080", "proxy.bind": "::1", "log.level": "debug"}
+    assert _flags(noun.parser.parse_args(["start"])) == {}
