@@ -35,6 +35,7 @@ NOUNS = {
     "check": ("flm.cli.check", "integrity of all databases"),
 }
 _TAKES_A_VALUE = frozenset({"--format", "--db-path-config", "--db-path-security"})
+EXIT_FLM_COULD_NOT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
@@ -51,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return EXIT_BROKEN_PIPE
+    except OSError as error:  # of stdout itself: any other was printed there
+        _forget_stdout()
+        sys.stderr.write(f"flm: standard output cannot be written: {error.strerror}\n")
+        return EXIT_FLM_COULD_NOT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return code
