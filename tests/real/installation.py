@@ -23,8 +23,9 @@ CLIENT_TIMEOUT_SECONDS = 60.0
 class CommandError(Exception):
     """A command failed; carries the code of its error object and shows all that it printed."""
 
-    def __init__(self, arguments: tuple[str, ...], done: subprocess.CompletedProcess[str]) -> None:
-        super().__init__(f"flm {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+    def __init__(self, arguments: tuple[str, ...], done: subprocess.CompletedProcess[str], log: str) -> None:
+        said = f"{done.stdout}\n{done.stderr}\nend of the daemon's log:\n{log}"
+        super().__init__(f"flm {' '.join(arguments)}: exit code {done.returncode}\n{said}")
         try:
             self.code = json.loads(done.stdout)["error"]["code"]
         except (ValueError, KeyError, TypeError):
@@ -53,7 +54,7 @@ class Installation:
             timeout=COMMAND_TIMEOUT_SECONDS,
         )
         if done.returncode != 0:
-            raise CommandError(arguments, done)
+            raise CommandError(arguments, done, self.log_tail())
         answer = json.loads(done.stdout)
         assert answer["version"] == "1.0"
         return answer["data"]
