@@ -7,12 +7,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
+from flm.errors import CommandCode, CommandError
 from flm.runtime.logfile import LogDrain, Sink
 from flm.runtime.loglines import LogLines, install
+from flm.store.folder import secure_folder
 
 STOP_SECONDS: Final = 2.0  # for the last lines to reach the disk
+
+
+def prepare_folder(folder: Path, root: Path) -> None:
+    """Make sure of the log file's folder: ours inside the data folder `root`; elsewhere it is somebody's, and stays as
+    it is. Raises PROXY_INVALID_CONFIG, IO_ERROR.
+    """
+    if folder.is_relative_to(root):
+        secure_folder(folder)
+    elif not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise CommandError(
+            CommandCode.PROXY_INVALID_CONFIG,
+            f"log.file says {folder}, which is no folder that can be written to; make it, or set another log.file",
+        )
 
 
 class Journal:

@@ -89,7 +89,10 @@ class Publisher:
                 snapshot = Snapshot(self._instance, resolved.settings, self.engines, aliases)
                 epoch = memory.shared.publish(encode(snapshot))
             except NativeError as error:
-                raise CommandError(CommandCode.DB_ERROR, f"the change cannot be put in force: {error}") from None
+                raise CommandError(
+                    CommandCode.DB_ERROR,
+                    f"the change is stored and cannot be put in force: {error}; `flm proxy stop` and `start` make room",
+                ) from None
             self._seen = seen
             self.resolved = resolved
             self.last_error = None

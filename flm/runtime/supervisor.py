@@ -27,7 +27,7 @@ from flm.runtime import control, instance, preflight, sockets, succession
 from flm.runtime.boot import SupervisorBoot, SupervisorState
 from flm.runtime.control import ControlServer, Request
 from flm.runtime.generations import Generations
-from flm.runtime.journal import Journal
+from flm.runtime.journal import Journal, prepare_folder
 from flm.runtime.logfile import RotatedFile, Sink, Terminal
 from flm.runtime.loglines import timestamp
 from flm.runtime.memory import Memory, wait_for_orphans
@@ -111,7 +111,7 @@ class Supervisor:
         await self._publisher.open()
         settings = (await self._publisher.load_settings()).settings
         if self._boot.daemon:
-            await asyncio.to_thread(secure_folder, self._log_path(settings).parent)
+            await asyncio.to_thread(prepare_folder, self._log_path(settings).parent, self._folder.root)
         self._open_journal(settings).begin(settings.log_level)
         if self._boot.daemon:
             os.dup2(self._journal.own[1], 2)  # what is not logged properly, such as a crash, is logged all the same

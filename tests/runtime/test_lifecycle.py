@@ -421,6 +421,19 @@ def test_in_the_foreground(tmp_path: Path) -> None:
     assert not proxy.folder.logs.exists()
 
 
+def test_a_log_elsewhere_leaves_its_folder_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir(mode=0o755)
+        async with running(tmp_path, log__file=str(elsewhere / "flm.log")):
+            assert (elsewhere / "flm.log").stat().st_mode & 0o777 == 0o600
+            assert elsewhere.stat().st_mode & 0o777 == 0o755
+        with pytest.raises(CommandError, match=r"log\.file"):
+            await prepare(tmp_path, log__file=str(tmp_path / "missing" / "flm.log")).start()
+
+    run(main)
+
+
 def test_no_secret_and_no_configuration_in_arguments(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as proxy:
