@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -48,6 +49,8 @@ class Answer(msgspec.Struct, omit_defaults=True):
 # Carries out a request and returns the answer's data. The connection's socket is given, so that an answer can be sent
 # by the process this one turns into. Raises FlmError.
 Handle = Callable[[Request, socket.socket], Awaitable[object]]
+
+log = logging.getLogger("flm.supervisor")
 
 _requests = msgspec.json.Decoder(Request)
 _answers = msgspec.json.Decoder(Answer)
@@ -154,6 +157,10 @@ class ControlServer:
             return Answer(False, code=error.code.value, message=error.message)
         except (FlmError, OSError) as error:
             return Answer(False, code=CommandCode.IO_ERROR.value, message=str(error))
+        except Exception as error:  # whoever asked must hear that there is no answer
+            log.exception("a request on the control socket failed")
+            message = f"the proxy made a mistake ({type(error).__name__}); its log says where"
+            return Answer(False, code=CommandCode.IO_ERROR.value, message=message)
 
 
 def send_answer(connection: socket.socket, data: object = None, error: CommandError | None = None) -> None:

@@ -15,13 +15,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from flm.config import Settings
 from flm.errors import CommandCode, CommandError
 from flm.runtime import sockets
-from flm.runtime.boot import Order, WorkerBoot
+from flm.runtime.boot import Order, WorkerBoot, WorkerState
 from flm.runtime.crew import Crew, Member, StartError
 from flm.runtime.memory import Memory
 
@@ -69,6 +69,12 @@ class Generations:
     @property
     def draining(self) -> list[Member]:
         return [member for member in self.crew.members if member.draining]
+
+    def adopt(self, states: Sequence[WorkerState], number: int, settings: Settings) -> None:
+        """Take over the workers of an earlier image of this process, and what they were started with."""
+        self.number = number
+        self._settings = settings
+        self.crew.adopt(states)
 
     async def replace(self, settings: Settings) -> None:
         """Start a generation of workers under `settings`; when all of them serve, retire those before.

@@ -140,8 +140,7 @@ class Supervisor:
             self._publisher.adopt(adopted.keyring, state.chat_keys)
         self._publisher.engines = published.engines if published else ()
         self._generations = self._new_generations(listening, state.life_fds)
-        self._generations.number = state.generation
-        self._generations.crew.adopt(state.workers)
+        self._generations.adopt(state.workers, state.generation, settings)
         self._handle_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, succession.HANDLED)
         self._generations.crew.reap()  # those that died while nobody looked

@@ -83,6 +83,8 @@ class Upkeep:
                     log.info("a change of keys, engines or settings by another program is in force")
             except CommandError as error:
                 self._note(error.message)
+            except Exception:  # a fault of FLM's own must not end the watching
+                log.exception("looking for changes in the databases failed")
 
     async def watch_engines(self) -> None:
         """Runs until it is cancelled."""
@@ -106,6 +108,8 @@ class Upkeep:
             self._note(error.message)
         except TimeoutError:
             log.warning("a round of looking for engines took too long and was given up")
+        except Exception:  # a fault of FLM's own must not end the rounds
+            log.exception("a round of looking for engines failed")
 
     def _note(self, message: str) -> None:
         if self._publisher.last_error != message:

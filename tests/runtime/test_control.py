@@ -20,6 +20,8 @@ from tests.runtime.harness import run
 async def _echo(request: Request, connection: socket.socket) -> object:
     if request.op == "refuse":
         raise CommandError(CommandCode.PROXY_INVALID_CONFIG, "no")
+    if request.op == "fault":
+        raise ZeroDivisionError
     if request.op == "wait":
         await asyncio.sleep(3600)
     return {"op": request.op, "now": request.now}
@@ -46,6 +48,8 @@ def test_ask_and_answer(tmp_path: Path) -> None:
             with pytest.raises(CommandError, match="no") as caught:
                 await control.ask(path, Request("refuse"), 5)
             assert caught.value.code is CommandCode.PROXY_INVALID_CONFIG
+            with pytest.raises(CommandError, match="ZeroDivisionError"):
+                await control.ask(path, Request("fault"), 5)
 
     run(main)
 

@@ -255,7 +255,7 @@ def test_a_taken_port_names_its_holder(tmp_path: Path, option: int | None) -> No
             began = time.monotonic()
             with pytest.raises(CommandError, match=f"pid {os.getpid()}") as caught:
                 await proxy.start()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 5  # 2 s, and room for a busy machine
             assert caught.value.code is CommandCode.PROXY_PORT_IN_USE
         await assert_nothing_left(proxy)
 
@@ -296,7 +296,7 @@ def test_killing_the_supervisor_ends_its_workers_in_order(tmp_path: Path) -> Non
             await until(lambda: not alive(handle.pid), 1)
             assert await proxy.service.status() == []
             seconds = await until(lambda: not any(alive(pid) for pid in handle.worker_pids), 3)
-            assert seconds < 2
+            assert seconds < 2.5  # 2 s, and room for a busy machine
             for answer in await asyncio.gather(*streams):
                 assert answer.count(b'data: {"error":') == 1
                 assert answer.endswith(b"0\r\n\r\n")
@@ -332,7 +332,7 @@ def test_a_hung_worker_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
             hanging = asyncio.create_task(get(proxy.port, "/hang", seconds=10))
             await asyncio.sleep(0.2)
             os.kill(handle.pid, signal.SIGKILL)
-            assert await until(lambda: not any(alive(pid) for pid in handle.worker_pids), 3) < 2.3
+            assert await until(lambda: not any(alive(pid) for pid in handle.worker_pids), 5) < 3  # as above
             await asyncio.gather(hanging, return_exceptions=True)
 
     run(main)

@@ -111,8 +111,8 @@ def test_a_slow_head_is_cut_and_others_are_served(tmp_path: Path) -> None:
                 await asyncio.sleep(0.2)
             answers = await asyncio.gather(*(asyncio.wait_for(reader.read(), 5) for reader, _ in slow))
             assert not any(answers)
-            assert 1.9 < time.monotonic() - began < 4
-            assert worst < 1
+            assert 1.9 < time.monotonic() - began < 5
+            assert worst < 2
             close(slow)
 
     run(main)

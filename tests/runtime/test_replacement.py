@@ -47,7 +47,7 @@ def test_nothing_is_dropped_under_load(tmp_path: Path, op: str, workers: int) ->
 
 
 def test_restart_is_quick(tmp_path: Path) -> None:
-    """The aim is a median below 0.5 s on an idle machine; a loaded one gets three times that."""
+    """SPEC §7: a median below 3 s. The aim, 0.5 s on an idle machine, is measured with the load tests."""
 
     async def main() -> None:
         async with running(tmp_path) as proxy:
@@ -56,7 +56,22 @@ def test_restart_is_quick(tmp_path: Path) -> None:
                 began = time.monotonic()
                 await proxy.service.restart()
                 times.append(time.monotonic() - began)
-            assert sorted(times)[2] < 1.5, times
+            assert sorted(times)[2] < 3, times
+
+    run(main)
+
+
+def test_a_slow_start_of_the_successor_is_no_gap(tmp_path: Path) -> None:
+    """Case 95: the old worker serves until the new one does."""
+
+    async def main() -> None:
+        async with running(tmp_path, worker_module="tests.runtime.slow_worker") as proxy:
+            load = Load(proxy.port)
+            load.add(fresh=3, reused=3, streams=3, events=20)
+            began = time.monotonic()
+            await proxy.service.reload()
+            assert time.monotonic() - began > 2
+            assert only_ok(await load.finish())
 
     run(main)
 
@@ -238,6 +253,27 @@ def test_another_address_is_refused(tmp_path: Path, op: str) -> None:
             with pytest.raises(CommandError, match="address cannot change"):
                 await getattr(proxy.service, op)()
             assert (await get(proxy.port)).startswith(b"HTTP/1.1 200")
+
+    run(main)
+
+
+def test_replacements_leave_no_descriptors_behind(tmp_path: Path) -> None:
+    def descriptors(pid: int) -> int:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+
+    async def settled(proxy: Running) -> int:
+        while (handle := await proxy.handle()).draining_pids:
+            await asyncio.sleep(0.05)
+        return descriptors(handle.pid)
+
+    async def main() -> None:
+        async with running(tmp_path, proxy__header_timeout_seconds=1) as proxy:
+            await proxy.service.restart()
+            before = await settled(proxy)
+            for _ in range(3):
+                await proxy.service.reload()
+                await proxy.service.restart()
+            assert abs(await settled(proxy) - before) <= 1  # one more while a database is looked at
 
     run(main)
 
