@@ -19,7 +19,7 @@ import msgspec
 from flm.errors import CommandCode, CommandError
 from flm.runtime.boot import SupervisorBoot, SupervisorState, unpack
 from flm.runtime.control import Answer
-from flm.runtime.status import Handle
+from flm.runtime.handle import Handle
 from flm.runtime.succession import keep_private
 from flm.runtime.supervisor import Supervisor
 

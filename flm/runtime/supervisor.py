@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -27,12 +28,13 @@ from flm.runtime import control, instance, preflight, sockets, succession
 from flm.runtime.boot import SupervisorBoot, SupervisorState
 from flm.runtime.control import ControlServer, Request
 from flm.runtime.generations import Generations
+from flm.runtime.handle import Handle
 from flm.runtime.journal import Journal, prepare_folder
 from flm.runtime.logfile import RotatedFile, Sink, Terminal
 from flm.runtime.loglines import timestamp
 from flm.runtime.memory import Memory, wait_for_orphans
 from flm.runtime.publish import Publisher
-from flm.runtime.status import Handle, describe
+from flm.runtime.status import describe
 from flm.runtime.upkeep import Upkeep
 from flm.store.folder import Folder, secure_folder
 
@@ -120,7 +122,8 @@ class Supervisor:
         self._memory = Memory.create(self._folder.run, await self._publisher.key_count())
         self._generations = self._new_generations(listening, os.pipe())
         self._handle_signals()
-        await self._upkeep.begin()
+        await self._upkeep.publish()
+        self._upkeep.begin_rounds(settings.engine_cache_ttl_seconds)
         self._control_socket = control.listen(self._folder.run / "control.sock")
         self._begin_background()
         self._write_record(settings)
@@ -147,6 +150,7 @@ class Supervisor:
         self._control_socket = socket.socket(fileno=state.control_fd)
         failure = await self._attempt_to_renew()
         self._begin_background()
+        self._upkeep.begin_rounds(math.inf)
         self._state = "running"
         if state.reply_fd is not None:
             control.send_answer(socket.socket(fileno=state.reply_fd), self.handle(), failure)
@@ -157,7 +161,7 @@ class Supervisor:
             await self._publisher.open()
             settings = (await self._publisher.load_settings()).settings
             self._journal.set_level(settings.log_level)
-            await self._upkeep.go_on()
+            await self._upkeep.publish()
             await self._generations.replace(settings)
             self._write_record(settings)
         except CommandError as error:

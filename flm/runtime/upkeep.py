@@ -32,16 +32,13 @@ class Upkeep:
         self._prober: Prober | None = None
         self._round: asyncio.Task[None] | None = None
 
-    async def begin(self) -> None:
-        """Publish for the first time, and look for engines in the background. Raises CommandError."""
+    async def publish(self) -> None:
+        """Publish for the first time, or again after a restart. Raises CommandError."""
         await self._publisher.refresh(self._memory)
-        settings = self._publisher.resolved.settings
-        self._round = asyncio.create_task(self._first_round(time.time() - settings.engine_cache_ttl_seconds))
 
-    async def go_on(self) -> None:
-        """Publish after a restart; the engines of before stay until they are looked at again. Raises CommandError."""
-        await self._publisher.refresh(self._memory)
-        self._round = asyncio.create_task(self._first_round(0.0))
+    def begin_rounds(self, known_for: float) -> None:
+        """Look for engines in the background, beginning with those seen in the last `known_for` seconds."""
+        self._round = asyncio.create_task(self._first_round(time.time() - known_for))
 
     async def first_round(self) -> None:
         """Return when the engines are known, or FIRST_ROUND_SECONDS have passed."""
@@ -57,7 +54,7 @@ class Upkeep:
     async def _first_round(self, since: float) -> None:
         """Look for engines, beginning with those seen at `since` (Unix seconds) or later: names stay, states go on."""
         await asyncio.sleep(0)
-        from flm.runtime.prober import Prober  # workers start meanwhile: this import is a fifth of a restart
+        from flm.runtime.prober import Prober  # not above: this import would be a fifth of a restart
 
         prober = Prober()
         try:

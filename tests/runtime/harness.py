@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flm.config import Value
-from flm.runtime.status import Handle
+from flm.runtime.handle import Handle
 from flm.services.proxy import ProxyService
 from flm.store.folder import Folder, locate
 

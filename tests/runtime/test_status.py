@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flm.runtime import status
-from flm.runtime.status import Endpoints, endpoints, url_host
+from flm.runtime import handle
+from flm.runtime.handle import Endpoints, endpoints, url_host
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from flm.runtime.status import Endpoints, endpoints, url_host
     ],
 )
 def test_endpoints(address: str, expected: Endpoints, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "_own_address", lambda: "10.1.2.3")
+    monkeypatch.setattr(handle, "_own_address", lambda: "10.1.2.3")
     assert endpoints(address, 80) == expected
 
 
