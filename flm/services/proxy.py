@@ -26,10 +26,10 @@ from flm.errors import CommandCode, CommandError
 from flm.runtime import control, instance
 from flm.runtime.boot import WORKER_MODULE, SupervisorBoot, pack
 from flm.runtime.control import Answer, Request
+from flm.runtime.handle import Handle as Handle
 from flm.runtime.handle import url_host
 from flm.runtime.instance import Instance
 from flm.runtime.memory import orphans
-from flm.runtime.status import Handle as Handle
 from flm.runtime.succession import MODULE
 from flm.store.folder import Folder, secure_folder
 
