@@ -24,6 +24,7 @@ from typing import Final, Protocol
 import msgspec
 
 from flm.runtime.boot import Order, Word, WorkerBoot, WorkerState, pack
+from flm.runtime.environment import of_worker
 from flm.runtime.memory import CELLS, Memory
 
 HANG_SECONDS: Final = 10.0  # without a heartbeat: no request or collection pauses a loop nearly that long
@@ -160,6 +161,7 @@ class Crew:
                 stdin=subprocess.DEVNULL,
                 stdout=boot.log_fd,
                 stderr=boot.log_fd,
+                env=of_worker(os.environ),
                 pass_fds=inherited,
                 process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
                 close_fds=True,

@@ -51,15 +51,19 @@ class RotatedFile:
         self._keep = keep
         self._descriptor = -1
         self._size = 0
+        self._torn = False  # the file ends in half a line
 
     def write(self, lines: bytes) -> None:
         if self._descriptor < 0:
             self._open()
         if self._size and self._size + len(lines) > self._max_bytes:
             self._rotate()
+        if self._torn:
+            lines = b"\n" + lines
         written = os.write(self._descriptor, lines)
         self._size += written
-        if written < len(lines):  # the disk is nearly full: the rest would be refused too
+        self._torn = written < len(lines)
+        if self._torn:  # the disk is nearly full: the rest would be refused too
             raise OSError(f"{len(lines) - written} bytes were not written")
 
     def close(self) -> None:
@@ -80,6 +84,7 @@ class RotatedFile:
                 os.replace(newer, older)
         if not self._keep:
             self._path.unlink(missing_ok=True)
+        self._torn = False
         self._open()
 
 

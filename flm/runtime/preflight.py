@@ -20,6 +20,7 @@ import msgspec
 from flm.errors import CommandCode, CommandError
 from flm.runtime.boot import SupervisorBoot, pack, unpack
 from flm.runtime.control import Answer
+from flm.runtime.environment import of_supervisor
 
 SECONDS: Final = 30.0  # imports on a cold, loaded disk, and a migration
 # What each child checks; two of them, because importing is most of the work and takes a processor each.
@@ -44,6 +45,7 @@ async def _ask(boot: SupervisorBoot, part: str) -> None:
             "flm.runtime.preflight",
             part,
             str(document),
+            env=of_supervisor(os.environ),
             pass_fds=(document,),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Final, NoReturn
 
 from flm.runtime.boot import SupervisorState, pack
+from flm.runtime.environment import of_supervisor
 
 HANDLED: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
 MODULE: Final = "flm.runtime.startup"
@@ -50,7 +51,7 @@ def become(state: SupervisorState) -> NoReturn:
         for descriptor in inherited:
             os.set_inheritable(descriptor, True)
         os.execve(  # noqa: S606 - our own interpreter and module
-            sys.executable, [sys.executable, "-P", "-m", MODULE, "--resume", str(document)], dict(os.environ)
+            sys.executable, [sys.executable, "-P", "-m", MODULE, "--resume", str(document)], of_supervisor(os.environ)
         )
     finally:
         keep_private(state)

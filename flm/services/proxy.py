@@ -26,6 +26,7 @@ from flm.errors import CommandCode, CommandError
 from flm.runtime import control, instance
 from flm.runtime.boot import WORKER_MODULE, SupervisorBoot, pack
 from flm.runtime.control import Answer, Request
+from flm.runtime.environment import of_supervisor
 from flm.runtime.handle import Handle as Handle
 from flm.runtime.handle import url_host
 from flm.runtime.instance import Instance
@@ -221,6 +222,7 @@ class ProxyService:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                env=of_supervisor(os.environ),
                 pass_fds=(document, *inherited),
                 start_new_session=True,
                 cwd=self._folder.root,

@@ -446,6 +446,24 @@ def test_no_secret_and_no_configuration_in_arguments(tmp_path: Path) -> None:
     run(main)
 
 
+def test_no_secret_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLM_API_KEY", "canary")
+    monkeypatch.setenv("SOME_TOKEN", "canary")
+    monkeypatch.setenv("HARMLESS", "for the supervisor only")
+
+    async def main() -> None:
+        async with running(tmp_path) as proxy:
+            await proxy.service.restart()
+            handle = await proxy.handle()
+            (worker,) = handle.worker_pids
+            assert b"HARMLESS" in Path(f"/proc/{handle.pid}/environ").read_bytes()
+            assert b"HARMLESS" not in Path(f"/proc/{worker}/environ").read_bytes()
+            for pid in (handle.pid, worker):
+                assert b"canary" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+    run(main)
+
+
 def test_files_and_folders_are_private(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as proxy:

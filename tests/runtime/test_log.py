@@ -149,6 +149,18 @@ def test_nothing_is_kept_when_nothing_is_to_be_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["flm.log"]
 
 
+def test_half_a_line_on_a_full_disk_does_not_spoil_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = RotatedFile(tmp_path / "flm.log", 1000, 1)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:4]))
+    with pytest.raises(OSError, match="not written"):
+        file.write(b'{"lost":1}\n')
+    monkeypatch.undo()
+    file.write(b'{"kept":1}\n')
+    file.close()
+    assert (tmp_path / "flm.log").read_bytes().splitlines()[-1] == b'{"kept":1}'
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "flm.log").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic"):

@@ -1,0 +1,28 @@
+"""What the processes of a proxy get of the environment they are started from: no secret (SPEC §3).
+
+An environment is readable under /proc by every process of the same user, for as long as the process lives; a key that
+happens to be exported in the shell of whoever starts the proxy has no business there. Pure functions of a mapping.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+# Names that hold secrets by everybody's habit: FLM_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, PGPASSWORD, …
+_SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH(?!OR)|COOKIE", re.IGNORECASE)
+# What an interpreter, its libraries and an event loop may need. Workers take nothing else from outside.
+_WORKER: Final = re.compile(
+    r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|PYTHON\w*|VIRTUAL_ENV|LD_\w+|DYLD_\w+|MALLOC_\w+|SSL_CERT_(FILE|DIR)|RUST_BACKTRACE"
+)
+
+
+def of_supervisor(environment: Mapping[str, str]) -> dict[str, str]:
+    """Everything but secrets: settings and the addresses of engines may stand in the environment."""
+    return {name: value for name, value in environment.items() if not _SECRET.search(name)}
+
+
+def of_worker(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a worker needs to run; what it is to do stands in its boot document."""
+    return {name: value for name, value in environment.items() if _WORKER.fullmatch(name)}
