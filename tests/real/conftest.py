@@ -109,6 +109,7 @@ def flm(engines: dict[str, real.Engine], tmp_path_factory: pytest.TempPathFactor
     installation.start()
     yield installation
     installation.stop()
+    assert installation.faults() == []
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ import openai
 from tests.real.engines import free_port
 
 COMMAND_TIMEOUT_SECONDS = 60.0
-CLIENT_TIMEOUT_SECONDS = 60.0
+CLIENT_TIMEOUT_SECONDS = 20.0
+"""No reply of a scripted model takes a second; a proxy that hangs shall not hang the run as well."""
 
 
 class CommandError(Exception):
@@ -90,5 +91,12 @@ class Installation:
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of the daemon's log."""
+        return "\n".join(self._log_lines()[-lines:])
+
+    def faults(self) -> list[str]:
+        """Log lines by which the proxy says that it made a mistake itself, whatever the client was told."""
+        return [line for line in self._log_lines() if '"internal_error"' in line]
+
+    def _log_lines(self) -> list[str]:
         log = self.home / "flm" / "logs" / "flm.log"
-        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
+        return log.read_text(errors="replace").splitlines() if log.exists() else []
