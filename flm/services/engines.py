@@ -174,7 +174,8 @@ class EngineService:
     async def _see(self, *, fresh: bool) -> Sequence[SeenEngine]:
         async with await open_config(self._folder) as config:
             settings = resolve(await setting_rows.all_settings(config), self._environment).settings
-            current = await rows.seen(config, self._now() - settings.engine_cache_ttl_seconds)
+            now = self._now()
+            current = await rows.seen(config, now - settings.engine_cache_ttl_seconds, now)
             if current and not fresh:
                 return current
             seen = await self._look(config, settings)

@@ -6,6 +6,7 @@ is a reader or a transaction of the right one. Knows no engine and asks none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -88,9 +89,15 @@ async def remove_credential(transaction: Transaction, engine_id: str) -> None:
     await transaction.change("DELETE FROM engine_credentials WHERE engine_id = ?", (engine_id,))
 
 
-async def seen(reader: Reader, since: float) -> list[SeenEngine]:
-    """From config.db: what was seen at `since` (Unix seconds) or later, by id. Older rows are not current."""
-    rows = await reader.rows(f"SELECT {_SEEN} FROM engines_cache WHERE checked_at >= ? ORDER BY id", (since,))  # noqa: S608
+async def seen(reader: Reader, since: float, until: float = math.inf) -> list[SeenEngine]:
+    """From config.db: what was seen from `since` to `until` (Unix seconds), by id.
+
+    Rows of the future are left behind by a clock that was set back; they are as little current as old ones.
+    """
+    rows = await reader.rows(
+        f"SELECT {_SEEN} FROM engines_cache WHERE checked_at BETWEEN ? AND ? ORDER BY id",  # noqa: S608 - constants
+        (since, until),
+    )
     return [_seen(row) for row in rows]
 
 

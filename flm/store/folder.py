@@ -75,10 +75,9 @@ def locate(environment: Mapping[str, str], *, config: str | None = None, securit
 def secure_folder(path: Path) -> None:
     """Make `path` a folder of ours with mode 0700, with its parents if need be. Raises IO_ERROR."""
     try:
-        path.parent.mkdir(mode=_PRIVATE_FOLDER, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, _PRIVATE_FOLDER)
-            os.chmod(path, _PRIVATE_FOLDER)  # a umask may have taken away bits that we need ourselves
+        for missing in reversed([parent for parent in path.parents if not parent.exists()]):
+            _make_folder(missing)  # private too: who may write there could put another folder in the place of ours
+        _make_folder(path)
         _tighten(path, os.lstat(path), _PRIVATE_FOLDER)
     except OSError as error:
         raise _refused_by_system("the data folder", path, error) from None
@@ -184,6 +183,12 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _make_folder(path: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, _PRIVATE_FOLDER)
+        os.chmod(path, _PRIVATE_FOLDER)  # a umask may have taken away bits that we need ourselves
 
 
 def _tighten(path: Path, found: os.stat_result, mode: int) -> None:

@@ -109,6 +109,16 @@ class TestDetecting:
             assert len(engine.requests()) > before
             assert current.checked_at == "2026-11-18T11:07:10.500Z"
 
+    def test_a_clock_set_back_makes_nothing_current(self, folder: Folder) -> None:
+        clock = Clock()
+        with demo_engine("ollama") as engine:
+            asked = service(folder, engine, clock)
+            asyncio.run(asked.detect_engines())
+            before = len(engine.requests())
+            clock.now -= 3600
+            asyncio.run(asked.detect_engines())
+            assert len(engine.requests()) > before
+
     def test_fresh_looks_again(self, folder: Folder) -> None:
         with demo_engine("ollama") as engine:
             asked = service(folder, engine)

@@ -45,6 +45,11 @@ def test_everything_is_private_whatever_the_umask(folder: Folder, umask: int) ->
     assert {name: mode(folder.root / name) for name in SECRETS} == dict.fromkeys(SECRETS, 0o600)
 
 
+def test_parents_that_had_to_be_made_are_private_too(tmp_path: Path, no_umask: None) -> None:
+    asyncio.run(use(locate({"FLM_HOME": str(tmp_path / "a/b/home")})))
+    assert [mode(tmp_path / name) for name in ("a", "a/b", "a/b/home")] == [0o700] * 3
+
+
 def test_the_first_byte_is_private_already(folder: Folder, no_umask: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mode at the moment of creation, before anything could have tightened it."""
     created: list[int] = []
