@@ -11,6 +11,7 @@ descriptors and no requests; costs some microseconds for each connection and loo
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import struct
@@ -33,6 +34,9 @@ _ACKED_OFFSET: Final = 120
 _INFO_BYTES: Final = _ACKED_OFFSET + _ACKED.size
 
 Peer = tuple[str, int]
+
+
+log = logging.getLogger("flm.worker")
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -78,10 +82,9 @@ def look(port: int) -> list[Backlog]:
     """The backlog of every connection of this process that a client made to `port`."""
     seen = []
     for name in os.listdir("/proc/self/fd"):
-        try:
-            connection = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue  # closed meanwhile, or no socket
+        connection = _connection(int(name))
+        if connection is None:
+            continue
         with connection:
             try:
                 if connection.getsockname()[1:2] != (port,):
@@ -95,6 +98,19 @@ def look(port: int) -> list[Backlog]:
     return seen
 
 
+def _connection(descriptor: int) -> socket.socket | None:
+    """A socket of its own for `descriptor`; None for one that was closed meanwhile or is no socket."""
+    try:
+        own = os.dup(descriptor)
+    except OSError:
+        return None
+    try:
+        return socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        return None
+
+
 def watch(port: int, bytes_per_second: int, cut: Callable[[tuple[str, str]], bool]) -> None:
     """Look every LOOK_SECONDS, in a daemon thread, for as long as the process lives. Zero bytes per second: never."""
     if not bytes_per_second or not sys.platform.startswith("linux"):
@@ -104,7 +120,10 @@ def watch(port: int, bytes_per_second: int, cut: Callable[[tuple[str, str]], boo
     def run() -> None:
         while True:
             time.sleep(LOOK_SECONDS)
-            for host, remote in stragglers.judge(look(port), time.monotonic()):
-                cut((host, str(remote)))
+            try:
+                for host, remote in stragglers.judge(look(port), time.monotonic()):
+                    cut((host, str(remote)))
+            except OSError as error:  # no descriptor free at this moment: the next look may have one
+                log.warning("could not look for clients that read too slowly: %s", error)
 
     threading.Thread(target=run, name="stragglers", daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 from flm.runtime.stragglers import PLENTY_BYTES, STALL_SECONDS, Backlog, Stragglers, look
@@ -66,3 +67,17 @@ def test_what_the_kernel_says() -> None:
                 (seen,) = look(port)
                 assert PLENTY_BYTES < seen.waiting <= sent
     assert look(port) == []
+
+
+def test_a_look_leaves_no_descriptor_behind() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        reading, writing = os.pipe()  # no sockets: a look must let go of what it made of them
+        try:
+            before = sorted(os.listdir("/proc/self/fd"))
+            for _ in range(3):
+                look(port)
+            assert sorted(os.listdir("/proc/self/fd")) == before
+        finally:
+            os.close(reading)
+            os.close(writing)
