@@ -10,6 +10,7 @@ starts no process.
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from typing import Final, TypeVar
 
@@ -52,7 +53,9 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker tells its supervisor: `ready`, `failed` or `leaving` (it got SIGTERM and wants a successor)."""
+    """What a worker tells its supervisor: `warm` (it waits for its document), `ready`, `failed`, or `leaving` (it got
+    SIGTERM and wants a successor).
+    """
 
     event: str
     message: str = ""
@@ -87,6 +90,13 @@ class WorkerState(msgspec.Struct, frozen=True):
     deadline: float | None
 
 
+class WarmState(msgspec.Struct, frozen=True):
+    """A worker that has imported everything and waits for its document on its socket pair."""
+
+    pid: int
+    control_fd: int
+
+
 class SupervisorState(msgspec.Struct, frozen=True):
     """Everything that a supervisor passes to itself over exec; times are RFC 3339. `life_fds`: read end, write end."""
 
@@ -104,6 +114,7 @@ class SupervisorState(msgspec.Struct, frozen=True):
     log_fds: list[int]
     own_log_fds: tuple[int, int]
     workers: list[WorkerState]
+    warm: list[WarmState]
     reply_fd: int | None
     chat_keys: dict[str, float]
 
@@ -121,3 +132,35 @@ def unpack(descriptor: int, shape: type[T]) -> T:
     """Read what `pack` wrote, and close the descriptor. Raises msgspec.ValidationError for another shape."""
     with open(descriptor, "rb") as file:
         return msgspec.json.decode(file.read(), type=shape)
+
+
+_LONGEST_BOOT: Final = 65_536
+_MOST_DESCRIPTORS: Final = 250  # the kernel passes 253 at once
+
+
+def hand_over(control: socket.socket, boot: WorkerBoot) -> None:
+    """Send a worker that waits its document and its descriptors, all but the two it has. Raises OSError."""
+    descriptors = [*boot.listening_fds, boot.shared_fd, boot.keyring_fd, boot.life_fd]
+    socket.send_fds(control, [msgspec.json.encode(boot) + b"\n"], descriptors)
+
+
+def take_over(control: socket.socket, log_fd: int) -> WorkerBoot | None:
+    """Wait for what `hand_over` sends; the document with this process's own descriptors. None at end of file."""
+    document, descriptors = b"", list[int]()
+    while not document.endswith(b"\n"):
+        data, received, _, _ = socket.recv_fds(control, _LONGEST_BOOT, _MOST_DESCRIPTORS)
+        if not data:
+            return None
+        document += data
+        descriptors += received
+    boot = msgspec.json.decode(document, type=WorkerBoot)
+    *listening, shared, keyring, life = descriptors
+    return msgspec.structs.replace(
+        boot,
+        listening_fds=listening,
+        shared_fd=shared,
+        keyring_fd=keyring,
+        life_fd=life,
+        control_fd=control.detach(),
+        log_fd=log_fd,
+    )

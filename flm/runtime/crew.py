@@ -23,9 +23,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from flm.runtime.boot import Order, Word, WorkerBoot, WorkerState, pack
+from flm.runtime.boot import Order, Word, WorkerBoot, WorkerState, hand_over, pack
 from flm.runtime.environment import of_worker
 from flm.runtime.memory import CELLS, Memory
+from flm.runtime.warm import WarmWorker
 
 HANG_SECONDS: Final = 10.0  # without a heartbeat: no request or collection pauses a loop nearly that long
 START_SECONDS: Final = 60.0  # from starting a worker to its ready word; imports on a cold, loaded disk take ten
@@ -168,8 +169,19 @@ class Crew:
             )
         finally:
             os.close(document)
+        return self._join(boot, process.pid, control, process)
+
+    def start_warm(self, boot: WorkerBoot, waiting: WarmWorker) -> Member:
+        """Give a worker that waits its boot document. Raises OSError if it is gone."""
+        self.memory.shared.beat(boot.cell, time.monotonic_ns() // 1_000_000)
+        hand_over(waiting.control, boot)
+        return self._join(boot, waiting.pid, waiting.control, waiting.process)
+
+    def _join(
+        self, boot: WorkerBoot, pid: int, control: socket.socket, process: subprocess.Popen[bytes] | None
+    ) -> Member:
         state = WorkerState(
-            process.pid, boot.slot, boot.cell, boot.generation, control.detach(), boot.listening_fds, False, None
+            pid, boot.slot, boot.cell, boot.generation, control.detach(), boot.listening_fds, False, None
         )
         member = Member(state, process)
         self._admit(member)

@@ -24,6 +24,7 @@ from flm.runtime import sockets
 from flm.runtime.boot import Order, WorkerBoot, WorkerState
 from flm.runtime.crew import Crew, Member, StartError
 from flm.runtime.memory import Memory
+from flm.runtime.warm import WarmWorkers
 
 KILL_SECONDS: Final = 5.0  # beyond its deadline, before a worker is killed (T_KILL = T_DRAIN + 5 s)
 SUPERSEDED_SECONDS: Final = 2.0  # for a generation that must make room to send its error events
@@ -54,6 +55,7 @@ class Generations:
         self.number = 0
         self.stopping = False
         self.crew = Crew(self, memory, worker_module)
+        self.warm = WarmWorkers(worker_module, new_log_pipe)
         self._pepper = pepper
         self._new_log_pipe = new_log_pipe
         self._settings = Settings()
@@ -89,6 +91,8 @@ class Generations:
             except (StartError, OSError, CommandError) as error:
                 self._settings = former
                 raise _not_replaced(error, bool(predecessors)) from None
+            finally:
+                self.warm.dismiss()
             self.number += 1
             for member in predecessors:
                 self._retire(member)
@@ -97,6 +101,7 @@ class Generations:
     async def stop(self, seconds: float) -> None:
         """End all workers: running requests may take `seconds` more, then they get an error. Closes the sockets."""
         self.stopping = True
+        self.warm.dismiss()
         for task in list(self._respawns):
             task.cancel()
         await asyncio.gather(*self._respawns, return_exceptions=True)
@@ -124,6 +129,11 @@ class Generations:
         """While stopping: end running requests now."""
         for member in self.crew.members:
             member.tell(Order("abort"))
+
+    def reap(self) -> None:
+        """Called on SIGCHLD."""
+        self.crew.reap()
+        self.warm.reap()
 
     def tick(self) -> None:
         """Once a second: kill the hung, bound the draining."""
@@ -172,31 +182,39 @@ class Generations:
         return members
 
     def _start_one(self, slot: int, generation: int) -> Member:
-        settings = self._settings
-        descriptors = sockets.raise_descriptor_limit()
+        waiting = self.warm.take()
+        if waiting is not None:
+            try:
+                return self.crew.start_warm(self._boot(slot, generation, -1, -1), waiting)
+            except OSError:  # it is gone: start one as always
+                self.warm.give_back(waiting)
         ours, theirs = socket.socketpair()
         log_fd = self._new_log_pipe()
         with theirs:
             try:
-                boot = WorkerBoot(
-                    listening_fds=[each.fileno() for each in self.listening[slot :: settings.proxy_workers]],
-                    shared_fd=self.memory.shared_fd,
-                    keyring_fd=self.memory.keyring_fd,
-                    control_fd=theirs.fileno(),
-                    life_fd=self.life[0],
-                    log_fd=log_fd,
-                    cell=self.crew.free_cell(),
-                    slot=slot,
-                    generation=generation,
-                    pepper=self._pepper,
-                    header_timeout=settings.proxy_header_timeout_seconds,
-                    connections=sockets.connections_allowed(descriptors, settings.proxy_max_in_flight),
-                    log_level=settings.log_level,
-                    min_bytes_per_second=settings.proxy_min_bytes_per_second,
-                )
-                return self.crew.start(boot, ours)
+                return self.crew.start(self._boot(slot, generation, theirs.fileno(), log_fd), ours)
             finally:
                 os.close(log_fd)
+
+    def _boot(self, slot: int, generation: int, control_fd: int, log_fd: int) -> WorkerBoot:
+        settings = self._settings
+        descriptors = sockets.raise_descriptor_limit()
+        return WorkerBoot(
+            listening_fds=[each.fileno() for each in self.listening[slot :: settings.proxy_workers]],
+            shared_fd=self.memory.shared_fd,
+            keyring_fd=self.memory.keyring_fd,
+            control_fd=control_fd,
+            life_fd=self.life[0],
+            log_fd=log_fd,
+            cell=self.crew.free_cell(),
+            slot=slot,
+            generation=generation,
+            pepper=self._pepper,
+            header_timeout=settings.proxy_header_timeout_seconds,
+            connections=sockets.connections_allowed(descriptors, settings.proxy_max_in_flight),
+            log_level=settings.log_level,
+            min_bytes_per_second=settings.proxy_min_bytes_per_second,
+        )
 
     def _respawn(self, slot: int, started: float) -> None:
         now = time.monotonic()

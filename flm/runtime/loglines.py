@@ -8,19 +8,24 @@ Knows no file and no other process. Not thread-safe but for `write`, which takes
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
 LONGEST_LINE: Final = 16_384  # a line longer than this says nothing more; the pipe holds 65,536 bytes
+GATHER_SECONDS: Final = 0.02
+GATHER_BYTES: Final = 32_768  # half of what the pipe holds
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 _CHATTY: Final = ("aiosqlite", "asyncio")  # at debug the first logs every statement with its values, secrets too
+
+_LINE_END: Final = 0x0A
 
 _encoder = msgspec.json.Encoder()
 
@@ -37,15 +42,21 @@ class LogLines:
 
     def write(self, line: bytes) -> None:
         """Write one line, given without its line end."""
+        self.write_all((line,))
+
+    def write_all(self, lines: Sequence[bytes]) -> None:
+        """Write several, in one go if they fit; those of which not a byte fits are dropped."""
         with self._lock:
             if not self._flush_rest():
-                self._dropped(1)
+                self._dropped(len(lines))
                 return
-            data = line[:LONGEST_LINE] + b"\n"
-            self._rest = data[self._write(data) :]
-            if len(self._rest) == len(data):
-                self._rest = b""
-                self._dropped(1)
+            data = b"".join(line[:LONGEST_LINE] + b"\n" for line in lines)
+            written = self._write(data)
+            if written == len(data):
+                return
+            begun = 0 if written == 0 or data[written - 1] == _LINE_END else data.index(b"\n", written) + 1
+            self._rest = data[written:begun]  # of a line that half fitted
+            self._dropped(data.count(b"\n", max(written, begun)))
 
     def _flush_rest(self) -> bool:
         if self._rest:
@@ -57,6 +68,34 @@ class LogLines:
             return os.write(self._descriptor, data)
         except (BlockingIOError, BrokenPipeError):
             return 0
+
+
+class Batch:
+    """Collects the lines of requests and writes them together, GATHER_SECONDS after the first at the latest.
+
+    One write a request would cost more than anything else that FLM does for it. What is lost with a process that is
+    killed is what it gathered; an orderly end calls `flush`. For one event loop, and only from its thread.
+    """
+
+    def __init__(self, lines: LogLines) -> None:
+        self._lines = lines
+        self._gathered: list[bytes] = []
+        self._size = 0
+
+    def write(self, line: bytes) -> None:
+        """One line, given without its line end."""
+        if not self._gathered:
+            asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
+        self._gathered.append(line)
+        self._size += len(line)
+        if self._size >= GATHER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        gathered, self._gathered, self._size = self._gathered, [], 0
+        if gathered:
+            self._lines.write_all(gathered)
 
 
 class JsonHandler(logging.Handler):

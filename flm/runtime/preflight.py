@@ -1,7 +1,8 @@
 """Would the code and data as they are now carry a running proxy on? Asked in a child, before `restart` begins.
 
-Imports everything a supervisor and a worker import, opens and migrates the databases, resolves the settings, reads the
-pepper; answers with one JSON line on stdout. Whatever it raises is the reason for the restart not to happen.
+Imports everything a supervisor imports, opens and migrates the databases, resolves the settings, reads the pepper;
+answers with one JSON line on stdout. Whatever it raises is the reason for the restart not to happen. That workers of
+the new code start is shown by starting them: see `warm`.
 
 Starts nothing, binds nothing, publishes nothing.
 """
@@ -11,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Coroutine
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -21,21 +24,25 @@ from flm.errors import CommandCode, CommandError
 from flm.runtime.boot import SupervisorBoot, pack, unpack
 from flm.runtime.control import Answer
 from flm.runtime.environment import of_supervisor
+from flm.runtime.warm import WarmUpError
 
 SECONDS: Final = 30.0  # imports on a cold, loaded disk, and a migration
-# What each child checks; two of them, because importing is most of the work and takes a processor each.
-PARTS: Final = ("supervisor", "worker")
 
 
-async def check(boot: SupervisorBoot) -> None:
-    """Run the check in children of the new code. Raises PROXY_INVALID_CONFIG with its reason."""
-    outcomes = await asyncio.gather(*(_ask(boot, part) for part in PARTS), return_exceptions=True)
+async def check(boot: SupervisorBoot, warming: Coroutine[Any, Any, None]) -> None:
+    """Run the check in a child of the new code, and `warming` at the same time, which shows that its workers start.
+
+    Raises PROXY_INVALID_CONFIG with the reason.
+    """
+    outcomes = await asyncio.gather(_ask(boot), warming, return_exceptions=True)
     for outcome in outcomes:
+        if isinstance(outcome, WarmUpError):
+            raise _refused(str(outcome)) from None
         if isinstance(outcome, BaseException):
             raise outcome
 
 
-async def _ask(boot: SupervisorBoot, part: str) -> None:
+async def _ask(boot: SupervisorBoot) -> None:
     document = pack(boot)
     try:
         child = await asyncio.create_subprocess_exec(
@@ -43,7 +50,6 @@ async def _ask(boot: SupervisorBoot, part: str) -> None:
             "-P",
             "-m",
             "flm.runtime.preflight",
-            part,
             str(document),
             env=of_supervisor(os.environ),
             pass_fds=(document,),
@@ -60,7 +66,7 @@ async def _ask(boot: SupervisorBoot, part: str) -> None:
         child.kill()
         await child.wait()
         if isinstance(error, TimeoutError):
-            raise _refused(f"the check of the {part} took over {SECONDS:g} s") from None
+            raise _refused(f"its check took over {SECONDS:g} s") from None
         raise
     try:
         answer = msgspec.json.decode(said, type=Answer)
@@ -78,14 +84,12 @@ def _refused(reason: str) -> CommandError:
 
 
 def main() -> None:
-    part, boot = sys.argv[1], unpack(int(sys.argv[2]), SupervisorBoot)
+    boot = unpack(int(sys.argv[1]), SupervisorBoot)
     try:
-        if part == "supervisor":
-            import_module("flm.runtime.startup")
-            asyncio.run(_open(boot))
-        else:
-            import_module(boot.worker_module)
-            import_module("flm.proxy.app")
+        import_module("flm.runtime.startup")
+        if find_spec(boot.worker_module) is None:
+            raise ModuleNotFoundError(f"no module named {boot.worker_module!r}")
+        asyncio.run(_open(boot))
         answer = Answer(True)
     except CommandError as error:
         answer = Answer(False, code=error.code.value, message=error.message)

@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from flm import __version__
 from flm.config import Settings
@@ -105,8 +105,6 @@ class Supervisor:
             log_file=str(self._log_path(settings)) if self._boot.daemon else None,
         )
 
-    # --- the beginning -----------------------------------------------------------------------------------------
-
     async def _start(self) -> None:
         for folder in (self._folder.root, self._folder.run):
             await asyncio.to_thread(secure_folder, folder)
@@ -144,9 +142,10 @@ class Supervisor:
         self._publisher.engines = published.engines if published else ()
         self._generations = self._new_generations(listening, state.life_fds)
         self._generations.adopt(state.workers, state.generation, settings)
+        self._generations.warm.adopt(state.warm)
         self._handle_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, succession.HANDLED)
-        self._generations.crew.reap()  # those that died while nobody looked
+        self._generations.reap()  # those that died while nobody looked
         self._control_socket = socket.socket(fileno=state.control_fd)
         failure = await self._attempt_to_renew()
         self._begin_background()
@@ -202,14 +201,12 @@ class Supervisor:
         if warning:
             log.warning("%s", warning)
 
-    # --- while it runs -----------------------------------------------------------------------------------------
-
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._request_stop, None)
         loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
-        loop.add_signal_handler(signal.SIGCHLD, self._generations.crew.reap)
+        loop.add_signal_handler(signal.SIGCHLD, self._generations.reap)
 
     def _begin_background(self) -> None:
         self._control = ControlServer(self._control_socket, self._answer)
@@ -246,7 +243,7 @@ class Supervisor:
         if request.op == "reload":
             return await self._reload()
         if request.op == "restart":
-            return await self._restart(connection)
+            await self._restart(connection)
         raise CommandError(CommandCode.USAGE, f"the proxy knows no operation {request.op!r}; is it of another version?")
 
     async def _reload(self) -> Handle:
@@ -278,35 +275,40 @@ class Supervisor:
         if self._stop_seconds.done():
             raise CommandError(CommandCode.PROXY_NOT_RUNNING, "the proxy is stopping")
 
-    # --- restart -----------------------------------------------------------------------------------------------
-
-    async def _restart(self, connection: socket.socket) -> Handle:
+    async def _restart(self, connection: socket.socket) -> NoReturn:
         """Become the code that is installed now. Returns only if that fails, by raising CommandError."""
         async with self._changing:
             self._refuse_while_stopping()
-            sockets.refuse_another_address((await self._publisher.load_settings()).settings, self._address)
-            await preflight.check(self._boot)
+            settings = (await self._publisher.load_settings()).settings
+            sockets.refuse_another_address(settings, self._address)
+            try:
+                await self._replace_program(settings, connection)
+            finally:
+                self._generations.warm.dismiss()
+
+    async def _replace_program(self, settings: Settings, connection: socket.socket) -> NoReturn:
+        await preflight.check(self._boot, self._generations.warm.prepare(settings.proxy_workers))
+        self._refuse_while_stopping()
+        async with self._succession, self._generations.at_rest():
             self._refuse_while_stopping()
-            async with self._succession, self._generations.at_rest():
-                self._refuse_while_stopping()
-                log.info("restarting in place")
-                await self._end_background()
-                await self._control.pause(but=asyncio.current_task(), grace=SETTLE_SECONDS)
-                await self._publisher.close()
-                self._journal.pause()
-                try:
-                    with succession.signals_held():
-                        for _ in range(3):  # a signal that came just before is handled by the loop's next rounds
-                            await asyncio.sleep(0)
-                        self._refuse_while_stopping()
-                        succession.become(self._pass_on(connection.fileno()))
-                except (OSError, CommandError) as error:
-                    await self._go_on()
-                    if isinstance(error, CommandError):
-                        raise
-                    raise CommandError(
-                        CommandCode.IO_ERROR, f"the system refused to restart ({error}); the proxy goes on as it was"
-                    ) from None
+            log.info("restarting in place")
+            await self._end_background()
+            await self._control.pause(but=asyncio.current_task(), grace=SETTLE_SECONDS)
+            await self._publisher.close()
+            self._journal.pause()
+            try:
+                with succession.signals_held():
+                    for _ in range(3):  # a signal that came just before is handled by the loop's next rounds
+                        await asyncio.sleep(0)
+                    self._refuse_while_stopping()
+                    succession.become(self._pass_on(connection.fileno()))
+            except (OSError, CommandError) as error:
+                await self._go_on()
+                if isinstance(error, CommandError):
+                    raise
+                raise CommandError(
+                    CommandCode.IO_ERROR, f"the system refused to restart ({error}); the proxy goes on as it was"
+                ) from None
 
     async def _go_on(self) -> None:
         self._journal.resume(self._publisher.resolved.settings.log_level)
@@ -330,11 +332,10 @@ class Supervisor:
             log_fds=self._journal.others(),
             own_log_fds=self._journal.own,
             workers=[member.state() for member in self._generations.crew.members],
+            warm=self._generations.warm.states(),
             reply_fd=reply_fd,
             chat_keys=self._publisher.chat_keys,
         )
-
-    # --- the end -----------------------------------------------------------------------------------------------
 
     def _request_stop(self, seconds: float | None) -> None:
         """Stop; a second request while stopping, or zero seconds, no longer waits for streams."""

@@ -19,7 +19,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -28,7 +29,7 @@ import uvloop
 from flm._native import LOG_DROPPED, Keyring, Shared
 from flm.errors import ErrorKind, RequestError
 from flm.runtime import stragglers
-from flm.runtime.boot import Order, Word, WorkerBoot, unpack
+from flm.runtime.boot import Order, Word, WorkerBoot, take_over, unpack
 from flm.runtime.listener import App, Listener, NotServingError, cut
 from flm.runtime.loglines import LogLines, install
 
@@ -171,8 +172,6 @@ _ENDED: Final = "FLM is stopping or being replaced and this answer took longer t
 
 def run(boot: WorkerBoot, create_app: CreateApp) -> None:
     """Be a worker until it ends; exits the process. `create_app` makes the ASGI app from the worker's services."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     control = socket.socket(fileno=boot.control_fd)
     control.setblocking(False)
     voice = control.dup()  # the other one is closed by its stream, also when there is still something to say
@@ -245,10 +244,34 @@ def _create_app(services: Services) -> ServedApp:
     )
 
 
-def main() -> None:
+def begin(arguments: Sequence[str], create_app: CreateApp, warm_up: Callable[[], None]) -> None:
+    """Be a worker as told by the command line: `DESCRIPTOR` of its document, or `--warm CONTROL_FD LOG_FD`.
+
+    `warm_up` imports what `create_app` will need; what it raises is told to the supervisor, and ends the process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys and prompts
-    run(unpack(int(sys.argv[1]), WorkerBoot), _create_app)
+    if arguments[0] != "--warm":
+        run(unpack(int(arguments[0]), WorkerBoot), create_app)
+        return
+    control = socket.socket(fileno=int(arguments[1]))
+    try:
+        warm_up()
+    except Exception as error:
+        _say_failed(control, error)
+        _exit(1)
+    control.send(msgspec.json.encode(Word("warm")) + b"\n")
+    boot = take_over(control, int(arguments[2]))
+    if boot is None:
+        _exit(0)  # not needed
+    else:
+        run(boot, create_app)
+
+
+def _warm_up() -> None:
+    import_module("flm.proxy.app")
 
 
 if __name__ == "__main__":
-    main()
+    begin(sys.argv[1:], _create_app, _warm_up)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 import time
 
-from flm.runtime.boot import WorkerBoot, unpack
-from flm.runtime.worker import run
+from flm.runtime.worker import begin
 from tests.runtime.tiny_worker import create_app
 
 START_SECONDS = 2.0
 
 if __name__ == "__main__":
-    boot = unpack(int(sys.argv[1]), WorkerBoot)
     time.sleep(START_SECONDS)  # this is what the tests are about: nobody may be refused meanwhile
-    run(boot, create_app)
+    begin(sys.argv[1:], create_app, lambda: None)

@@ -14,7 +14,7 @@ import pytest
 
 from flm.errors import CommandError
 from flm.runtime import succession
-from flm.runtime.boot import SupervisorBoot, SupervisorState, WorkerState, pack, unpack
+from flm.runtime.boot import SupervisorBoot, SupervisorState, WarmState, WorkerState, pack, unpack
 from flm.runtime.preflight import check
 from flm.services.proxy import Started
 from tests.runtime.harness import Running, get, prepare, run
@@ -87,7 +87,7 @@ def test_a_broken_new_version_is_refused_before_anything_is_let_go(tmp_path: Pat
             str(folder.root), str(folder.config), str(folder.security), {}, -1, True, worker_module="tests.runtime.gone"
         )
         with pytest.raises(CommandError, match=r"not begun.*tests\.runtime\.gone"):
-            await check(boot)
+            await check(boot, asyncio.sleep(0))
 
     run(main)
 
@@ -110,8 +110,9 @@ def test_state_survives_the_way_over() -> None:
         log_fds=[11],
         own_log_fds=(12, 13),
         workers=[worker],
+        warm=[WarmState(2, 15)],
         reply_fd=14,
         chat_keys={"k": 1.0},
     )
     assert unpack(pack(state), SupervisorState) == state
-    assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]

@@ -15,8 +15,7 @@ import time
 from typing import Any
 
 from flm.errors import RequestError, error_event
-from flm.runtime.boot import WorkerBoot, unpack
-from flm.runtime.worker import ServedApp, Services, run
+from flm.runtime.worker import ServedApp, Services, begin
 
 EVENT_SECONDS = 0.02
 
@@ -85,4 +84,4 @@ def create_app(services: Services) -> ServedApp:
 
 
 if __name__ == "__main__":
-    run(unpack(int(sys.argv[1]), WorkerBoot), create_app)
+    begin(sys.argv[1:], create_app, lambda: None)
