@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flm.runtime.logfile import LogDrain, RotatedFile
-from flm.runtime.loglines import LONGEST_LINE, LogLines, install, render, timestamp
+from flm.runtime.loglines import GATHER_BYTES, LONGEST_LINE, Batch, LogLines, install, render, timestamp
 
 
 class Sink:
@@ -183,6 +184,54 @@ def test_a_full_pipe_drops_lines_and_never_blocks_or_mixes_them() -> None:
     assert len(parsed) + sum(dropped) == 2001
     os.close(reading)
     lines.write(b"nobody reads")
+    os.close(writing)
+
+
+@pytest.mark.parametrize("width", [1, 50, 1000, 5000])
+def test_of_many_lines_at_once_each_arrives_whole_or_is_counted(width: int) -> None:
+    reading, writing = os.pipe()
+    dropped: list[int] = []
+    lines = LogLines(writing, dropped.append)
+    batch = [b'{"line":%d,"pad":"%s"}' % (number, b"x" * width) for number in range(40)]
+    sent, got = 0, b""
+    while not dropped:
+        lines.write_all(batch)
+        sent += len(batch)
+    got += os.read(reading, 1 << 20)
+    lines.write(b'{"line":-1}')
+    got += os.read(reading, 1 << 20)
+    parsed = [json.loads(line) for line in got.splitlines()]
+    assert parsed[-1]["line"] == -1
+    assert len(parsed) + sum(dropped) == sent + 1
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_batch_is_written_in_its_time_or_when_it_is_full() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+
+    async def gather() -> None:
+        loop = asyncio.get_running_loop()
+        arrived = asyncio.Event()
+        batch = Batch(LogLines(writing, lambda _: None))
+        batch.write(b"one")
+        batch.write(b"two")
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 100)
+        loop.add_reader(reading, arrived.set)
+        await arrived.wait()
+        loop.remove_reader(reading)
+        assert os.read(reading, 100) == b"one\ntwo\n"
+        for _ in range(4):
+            batch.write(b"x" * (GATHER_BYTES // 4))
+        assert len(os.read(reading, 1 << 20)) == GATHER_BYTES + 4
+        batch.write(b"last")
+        batch.flush()
+        assert os.read(reading, 100) == b"last\n"
+
+    asyncio.run(gather())
+    os.close(reading)
     os.close(writing)
 
 
