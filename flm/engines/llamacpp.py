@@ -70,7 +70,6 @@ class _Architecture(msgspec.Struct, frozen=True):
 
 class _Entry(msgspec.Struct, frozen=True):
     id: str
-    created: int | None = None
     aliases: list[str] | None = None
     meta: _Meta | None = None
     status: _State | None = None
@@ -168,13 +167,13 @@ def _served(entry: _Entry, properties: _Properties | None) -> Model:
         tools = ("tools",) if properties.chat_template_caps.get("supports_tools") else ()
         capabilities = ("completion", *tools, *seen)
     slot = properties.default_generation_settings.n_ctx if properties is not None else None
+    # Without `created`: the engine always says "now", and a list that does not change would seem to.
     return Model(
         entry.id,
         context_length=slot or meta.n_ctx,
         trained_context_length=meta.n_ctx_train,
         loaded=True,
         capabilities=capabilities,
-        created=entry.created or 0,
         other_names=tuple(name for name in entry.aliases or () if name != entry.id),
     )
 
@@ -189,7 +188,6 @@ def _routed(entry: _Entry) -> Model:
         trained_context_length=meta.n_ctx_train,
         loaded=entry.status is not None and entry.status.value == "loaded",
         capabilities=("completion", *seen) if kinds else (),
-        created=entry.created or 0,
     )
 
 

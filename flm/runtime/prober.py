@@ -96,6 +96,7 @@ class Prober:
             kind=found.kind,
             url=found.url,
             status=found.state.status,
+            last_error=found.state.last_error,
             version=found.state.version,
             credential=credentials.get(found.id),
             models=self._models.get(found.id, ()),
