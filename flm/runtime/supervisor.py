@@ -125,7 +125,9 @@ class Supervisor:
         self._control_socket = control.listen(self._folder.run / "control.sock")
         self._begin_background()
         self._write_record(settings)
-        self._warn_of_limits(settings)
+        warning = sockets.descriptor_warning(sockets.raise_descriptor_limit(), settings.proxy_max_in_flight)
+        if warning:
+            log.warning("%s", warning)
         await self._unless_stopped(self._generations.replace(settings))
         await self._unless_stopped(self._upkeep.first_round())
 
@@ -195,11 +197,6 @@ class Supervisor:
                 started_at=self._started_at,
             ),
         )
-
-    def _warn_of_limits(self, settings: Settings) -> None:
-        warning = sockets.descriptor_warning(sockets.raise_descriptor_limit(), settings.proxy_max_in_flight)
-        if warning:
-            log.warning("%s", warning)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
