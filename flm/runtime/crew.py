@@ -158,7 +158,7 @@ class Crew:
         self.memory.shared.beat(boot.cell, time.monotonic_ns() // 1_000_000)
         try:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", self._module, str(document)],
+                [sys.executable, "-P", "-m", self._module, str(document)],
                 stdin=subprocess.DEVNULL,
                 stdout=boot.log_fd,
                 stderr=boot.log_fd,

@@ -446,6 +446,23 @@ def test_no_secret_and_no_configuration_in_arguments(tmp_path: Path) -> None:
     run(main)
 
 
+def test_no_module_is_taken_from_where_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that holds a `json.py` must not be run because somebody starts the proxy there."""
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    for name in ("json", "msgspec", "flm"):
+        (trap / f"{name}.py").write_text("open('sprung', 'w').close()\nraise SystemExit(3)\n")
+    monkeypatch.chdir(trap)
+
+    async def main() -> None:
+        async with running(tmp_path) as proxy:
+            await proxy.service.restart()
+            await proxy.service.reload()
+        assert not list(tmp_path.rglob("sprung"))
+
+    run(main)
+
+
 def test_no_secret_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLM_API_KEY", "canary")
     monkeypatch.setenv("SOME_TOKEN", "canary")
