@@ -10,7 +10,9 @@ the run before had made; no other key is touched.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shlex
 import sys
 from contextlib import aclosing
 
@@ -108,12 +110,12 @@ async def run() -> None:
     except CommandError as error:
         say(f"\nthe engine gave no answer: {error.message}\n")
     base = handle.endpoints.localhost or handle.endpoints.local_network
-    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello"}]})
     say(f"{_BOLD}endpoint{_PLAIN}  {base}/v1")
     say(f"{_BOLD}key{_PLAIN}       {key}")
     say(
         f"{_BOLD}try{_PLAIN}       curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {key}' "
-        f"-H 'Content-Type: application/json' -d '{body}'"
+        f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )
     say(f"{_BOLD}stop{_PLAIN}      {_flm()} proxy stop")
 
