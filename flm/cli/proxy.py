@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import stat
 import sys
@@ -61,7 +62,10 @@ async def _start(arguments: argparse.Namespace, context: Context) -> Output | No
 
 def _somebody_reads() -> bool:
     """Whether stdout is a terminal or a pipe. A service manager's log, or a file, would keep a key for ever."""
-    mode = os.fstat(sys.stdout.fileno()).st_mode
+    try:
+        mode = os.fstat(sys.stdout.fileno()).st_mode
+    except io.UnsupportedOperation:  # called from a program that collects what is printed
+        return True
     return sys.stdout.isatty() or stat.S_ISFIFO(mode)
 
 
