@@ -24,6 +24,7 @@ from flm.upstream.pool import Pool, Response, Timeouts
 from flm.wire.framing import Event, EventReader
 
 CONNECT_SECONDS: Final = 5.0
+HEALTH_SECONDS: Final = 10.0  # a proxy that serves answers /health in a millisecond, however long its engines take
 ANSWER_SECONDS: Final = 86_400.0  # the proxy has its own timeouts, which say more
 _JSON: Final = ((b"content-type", b"application/json"),)
 _ENDPOINT: Final = "/v1/chat/completions"
@@ -102,8 +103,8 @@ class ChatService:
     async def stream(self, prompt: str, model: str | None = None) -> AsyncGenerator[str, None]:
         """The answer's text, piece by piece as it comes. Closing the iterator stops the engine.
 
-        Raises PROXY_NOT_RUNNING, KEY_NOT_FOUND, or what was wrong with the request or the engine: ENGINE_NOT_FOUND,
-        ENGINE_NETWORK_ERROR, ENGINE_TIMEOUT, ENGINE_API_ERROR; USAGE if there is a choice of models.
+        Raises PROXY_NOT_RUNNING (it hangs, too), KEY_NOT_FOUND, or what was wrong with the request or the engine:
+        ENGINE_NOT_FOUND, ENGINE_NETWORK_ERROR, ENGINE_TIMEOUT, ENGINE_API_ERROR; USAGE if there is a choice of models.
         """
         async with self._connection() as pool:
             chosen = model or await _only_model(pool)
@@ -114,6 +115,7 @@ class ChatService:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Pool]:
         url, key = await self._access()
+        await _must_answer(url)
         timeouts = Timeouts(CONNECT_SECONDS, ANSWER_SECONDS, ANSWER_SECONDS, 0)
         try:
             pool = Pool(url, credential=key, idle_seconds=5.0, timeouts=timeouts, max_in_flight=0)
@@ -175,6 +177,23 @@ async def _exchange(pool: Pool, request: UpstreamRequest) -> AsyncIterator[Respo
             f"the proxy at {pool.origin} broke off: it ended, or "
             "something else listens there; `flm proxy status` says whether it runs",
         ) from None
+
+
+async def _must_answer(url: str) -> None:
+    """Raises PROXY_NOT_RUNNING where a proxy listens and says nothing: an answer would be waited for without end."""
+    timeouts = Timeouts(CONNECT_SECONDS, HEALTH_SECONDS, HEALTH_SECONDS, HEALTH_SECONDS)
+    pool = Pool(url, credential=None, idle_seconds=1.0, timeouts=timeouts, max_in_flight=0)
+    try:
+        (await pool.send(UpstreamRequest("/health", b"", "GET", ()))).abort()
+    except RequestError as error:
+        if error.kind is ErrorKind.ENGINE_TIMEOUT:
+            raise CommandError(
+                CommandCode.PROXY_NOT_RUNNING,
+                f"{url} is listened to, and nothing was answered within {HEALTH_SECONDS:g} s; `flm proxy restart` "
+                "starts a proxy anew that hangs, and its log says more",
+            ) from None
+    finally:
+        await pool.close(running=True)
 
 
 async def _only_model(pool: Pool) -> str:
