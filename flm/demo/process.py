@@ -125,10 +125,13 @@ def _spawn(run_folder: Path, lock: int, pace: float) -> DemoEngine:
             start_new_session=True,
             cwd=run_folder,  # not the caller's, which could then not be unmounted
         )
-        os.close(writing)
-        line = _line(reading, START_SECONDS)
-    finally:
+    except BaseException:
         os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    with open(reading, "rb", buffering=0):
+        line = _line(reading, START_SECONDS)
     try:
         engine = msgspec.json.decode(line, type=DemoEngine)
     except msgspec.DecodeError:
@@ -154,8 +157,10 @@ def _line(descriptor: int, seconds: float) -> bytes:
     """What is written up to the end of the pipe or of a line; less if it takes too long."""
     received = b""
     deadline = time.monotonic() + seconds
+    waiting = select.poll()  # select() refuses descriptors from 1024 on, which a program with many open has
+    waiting.register(descriptor, select.POLLIN)
     while b"\n" not in received:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        ready = waiting.poll(max(0.0, deadline - time.monotonic()) * 1000)
         data = os.read(descriptor, 4096) if ready else b""
         if not data:
             break

@@ -104,3 +104,14 @@ def test_it_ends_when_its_parents_pipe_closes() -> None:
         running.stdout.readline()
         running.stdin.close()
         assert running.wait(timeout=10) == 0
+
+
+def test_it_starts_from_a_program_with_a_thousand_files_open(folder: Path) -> None:
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while held[-1] < 1100:
+            held.append(fcntl.fcntl(held[0], fcntl.F_DUPFD_CLOEXEC, held[-1] + 1))
+        assert process.start(folder) == process.find(folder)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
