@@ -80,7 +80,8 @@ def check_fields(handle: dict[str, Any], port: int) -> None:
     assert all(alive(pid) for pid in handle["worker_pids"])
     assert handle["pid"] not in handle["worker_pids"]
     assert (handle["acme_domain"], handle["certificate"], handle["last_error"]) == (None, None, None)
-    assert [(engine["id"], engine["kind"]) for engine in handle["engines"]] == [(ENGINE_ID, "openai")]
+    ours = [engine for engine in handle["engines"] if engine["id"] == ENGINE_ID]  # the machine may have some of its own
+    assert [engine["kind"] for engine in ours] == ["openai"]
     assert 0 <= handle["uptime"] < 600
     started = datetime.fromisoformat(handle["started_at"])
     assert abs((datetime.now(UTC) - started).total_seconds() - handle["uptime"]) < 5
