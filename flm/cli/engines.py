@@ -9,17 +9,19 @@ from flm.cli.command import Context, Noun, Output, UsageError
 
 _COLUMNS = ("id", "kind", "url", "status", "version", "latency_ms", "source", "last_error")
 
+_KIND_HELP = "what it speaks: openai for any OpenAI-compatible server; a wrong one is answered with all there are"
+
 
 def register(noun: Noun) -> None:
     detect = noun.verb("detect", _detect, "look for engines of every kind, 5 s at most")
-    detect.add_argument("--engine", metavar="K", help="one kind only")
+    detect.add_argument("--engine", metavar="K", help="one kind only; a wrong one is answered with all there are")
     detect.add_argument("--fresh", action="store_true", help="look again, however recent the last look is")
     noun.verb("list", _list, "engines that are there or registered")
     add = noun.verb("add", _add, "register one that cannot be found by itself")
     add.add_argument("--id", required=True, metavar="ID", help="its name in model ids: flm://ID/model")
-    add.add_argument("--kind", required=True, metavar="K", help="what it speaks")
+    add.add_argument("--kind", required=True, metavar="K", help=_KIND_HELP)
     add.add_argument(
-        "--url", required=True, metavar="URL", help="http(s)://host[:port][/base]; a /v1 at its end is FLM's own"
+        "--url", required=True, metavar="URL", help="http(s)://host[:port][/base], with or without /v1 at its end"
     )
     credential = add.add_mutually_exclusive_group()
     credential.add_argument("--api-key-env", metavar="NAME", help="environment variable that holds FLM's key for it")

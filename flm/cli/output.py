@@ -77,8 +77,15 @@ def _as_text(output: Output) -> str:
         return table(data, output.columns or list(data[0] if data else ()))
     if isinstance(data, dict):
         width = max((len(name) for name in data), default=0)
-        return "\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in data.items())
+        return "\n".join(f"{name.ljust(width)}  {_field(value, width + 2)}" for name, value in data.items())
     return _cell(data)
+
+
+def _field(value: object, indent: int) -> str:
+    """One field of an object; a list of objects has a line for each."""
+    if isinstance(value, list | tuple) and value and all(isinstance(each, dict) for each in value):
+        return ("\n" + " " * indent).join(_cell(each) for each in value)
+    return _cell(value)
 
 
 def _cell(value: object) -> str:

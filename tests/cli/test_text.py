@@ -1,0 +1,20 @@
+"""Text for people: an object whose fields are lists of objects is still read line by line."""
+
+from __future__ import annotations
+
+import pytest
+
+from flm.cli.command import Output
+from flm.cli.output import show
+
+
+def test_a_list_of_objects_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    engines = [{"id": "one", "status": "up"}, {"id": "two", "status": "down"}]
+    show(Output({"pid": 7, "engines": engines, "draining": [], "worker_pids": [1, 2]}), "text")
+    assert capsys.readouterr().out.splitlines() == [
+        "pid          7",
+        "engines      id=one, status=up",
+        "             id=two, status=down",
+        "draining     -",
+        "worker_pids  1, 2",
+    ]
