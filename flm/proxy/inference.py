@@ -49,10 +49,19 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
     )
     translation = target.dialect.begin(call)
     headers = _warnings(translation.changes, exchange)
-    if translation.streaming:
-        await _stream(exchange, view, target, translation, responder, headers)
-    else:
-        await _whole(target, translation, responder, headers)
+    try:
+        if translation.streaming:
+            await _stream(exchange, view, target, translation, responder, headers)
+        else:
+            await _whole(target, translation, responder, headers)
+    except RequestError as error:
+        error.message = _without(route.engine.credential, error.message)
+        raise
+
+
+def _without(credential: str | None, message: str) -> str:
+    """Engines tend to repeat the key they refuse; theirs is FLM's, and none of the client's business."""
+    return message.replace(credential, "(removed)") if credential else message
 
 
 def _warnings(changes: tuple[Change, ...], exchange: Exchange) -> tuple[Header, ...]:

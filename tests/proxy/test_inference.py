@@ -130,6 +130,32 @@ def test_a_fault_before_the_first_byte_is_a_real_status(
         assert client.headers[b"x-should-retry"] == b"false"
 
 
+REPEATED = b'{"error":{"message":"Incorrect API key provided: canary-credential.","type":"x"}}'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "script",
+    [
+        [receive(), say(answer(401, REPEATED, JSON)), stall()],
+        [receive(), say(STREAM_HEAD + event("a") + b"data: " + REPEATED + b"\n\n"), fin()],
+    ],
+    ids=["refused at once", "refused inside the stream"],
+)
+def test_an_engine_that_repeats_its_credential_does_not_show_it_to_clients(script: list[Any], stream: bool) -> None:
+    async def test() -> None:
+        async with ScriptedEngine(script) as scripted:
+            world = World(engine(scripted.url, credential="canary-credential"))
+            client = await world.chat("flm://e/m", stream=stream)
+            await world.app.aclose()
+            assert b"authorization: Bearer canary-credential" in scripted.peers[0].received
+            assert b'"error":{' in client.body
+            assert b"canary-credential" not in client.body
+            assert b"canary-credential" not in b"".join(world.raw)
+
+    run(test())
+
+
 def test_an_engine_that_is_not_there_is_503() -> None:
     async def test() -> None:
         async with ScriptedEngine([fin()]) as scripted:
