@@ -16,7 +16,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_SECONDS = 0.15  # SPEC §7
+LIMIT_SECONDS = 0.15  # what a person takes for at once
 ROUNDS = 10
 
 

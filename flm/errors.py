@@ -24,7 +24,7 @@ class FlmError(Exception):
 
 
 class ErrorKind(enum.Enum):
-    """What went wrong with one HTTP request: (status, OpenAI error type, code). The table of SPEC §1."""
+    """What went wrong with one HTTP request: (status, OpenAI error type, code). Explained in docs/http.md."""
 
     INVALID_MODEL = (400, "invalid_request_error", "invalid_model")
     INVALID_REQUEST = (400, "invalid_request_error", "invalid_request")
@@ -112,7 +112,7 @@ class UpstreamProtocolError(RequestError):
         super().__init__(ErrorKind.ENGINE_PROTOCOL_ERROR, message)
 
 
-# The kind an engine's own status is filed under; the status itself is kept (SPEC §1).
+# The kind an engine's own status is filed under; the status itself is kept.
 _REFUSAL_KINDS = {
     404: ErrorKind.MODEL_NOT_FOUND,
     413: ErrorKind.PAYLOAD_TOO_LARGE,
@@ -164,7 +164,7 @@ def error_event(error: RequestError, request_id: str) -> bytes:
 
 
 class CommandCode(enum.Enum):
-    """What went wrong with one command (SPEC §5)."""
+    """What went wrong with one command."""
 
     USAGE = "USAGE"
     ENGINE_NOT_FOUND = "ENGINE_NOT_FOUND"

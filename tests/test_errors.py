@@ -1,4 +1,4 @@
-"""The table of errors is SPEC's, and what leaves FLM is what the OpenAI SDK can read."""
+"""The table of errors is as promised, and what leaves FLM is what the OpenAI SDK can read."""
 
 from __future__ import annotations
 

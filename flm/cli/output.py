@@ -1,6 +1,6 @@
 """How a command speaks: the JSON document `{"version":"1.0","data":…}`, or aligned text for people; errors likewise.
 
-Everything goes to stdout, errors too (SPEC §5). Control characters in text are escaped, so that a model's name or an
+Everything goes to stdout, errors too. Control characters in text are escaped, so that a model's name or an
 engine's message cannot steer the terminal. Knows no noun and no service.
 """
 

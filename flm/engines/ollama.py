@@ -1,7 +1,7 @@
 """Ollama, by its native API: how it is found, what it lists, and which translation a request takes.
 
 Facts: ENGINES part 1 and the recordings in tests/golden/engines (0.11.4, 0.24.0, 0.34.4). The native API is used
-because Ollama's own OpenAI layer loses errors, tool choices and several parameters (ENGINES §1.8). Models that run on
+because Ollama's own OpenAI layer loses errors, tool choices and several parameters. Models that run on
 Ollama's cloud are not listed: FLM serves what runs here.
 
 Does not know the formats of requests and answers: see `ollama_request` and `ollama_answer`.
@@ -212,7 +212,7 @@ class HostParts(msgspec.Struct, frozen=True):
 
 
 def parse_host(value: str) -> HostParts:
-    """OLLAMA_HOST as Ollama itself reads it, for its server and its CLI alike (ENGINES §1.2)."""
+    """OLLAMA_HOST as Ollama itself reads it, for its server and its CLI alike."""
     text = value.strip().strip("\"'").strip()
     scheme, mark, rest = text.partition("://")
     default = DEFAULT_PORT

@@ -1,6 +1,6 @@
 """Ollama's native answers as OpenAI's: NDJSON lines become chunks, one object becomes a completion or a list.
 
-The table is ENGINES §6.2. Thoughts go out under one name, `reasoning_content` (the one most clients read; llama.cpp
+Thoughts go out under one name, `reasoning_content` (the one most clients read; llama.cpp
 uses it too), not under `reasoning` as well: each token would travel twice. Texts are copied as the JSON strings they
 came as. Tool calls are numbered here, since old versions number them all 0, and get an id where the engine gave none;
 an id that is there is kept as it is.

@@ -1,6 +1,6 @@
 """A chat or embedding request in the words of Ollama's native API.
 
-The table is ENGINES §6.1. Decisions it leaves open: sampling parameters the caller left out stay out, so that the
+Decisions that Ollama's API leaves open: sampling parameters the caller left out stay out, so that the
 model's own defaults hold; `truncate` is not sent either, so Ollama goes on dropping the oldest messages of a long
 conversation; a `tool_choice` that cannot be enforced is best effort with a warning (`required` as `auto`, a named
 function by offering only that one). Texts, schemas and tools are copied, not decoded.

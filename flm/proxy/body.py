@@ -18,7 +18,7 @@ from flm.proxy.exchange import Exchange
 from flm.proxy.head import Head
 
 PACE_SECONDS: Final = 30.0  # `proxy.min_bytes_per_second` is measured over this time
-DRAIN_BYTES: Final = 65_536  # of an unread body, thrown away behind an answer (SPEC §1)
+DRAIN_BYTES: Final = 65_536  # of an unread body, thrown away behind an answer
 DRAIN_SECONDS: Final = 5.0  # nginx's lingering_timeout
 
 CLOSE: Final = ((b"connection", b"close"),)

@@ -16,7 +16,7 @@ from flm.errors import Header
 from flm.proxy.exchange import Exchange
 from flm.proxy.respond import Responder
 
-FIRST_COMMENT_SECONDS: Final = 5.0  # SPEC §1; below the 10 s and more after which clients and balancers lose patience
+FIRST_COMMENT_SECONDS: Final = 5.0  # below the 10 s and more after which clients and balancers lose patience
 
 
 class KeepAlive:

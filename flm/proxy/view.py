@@ -29,7 +29,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class Listed(msgspec.Struct):
-    """One entry of GET /v1/models: OpenAI's fields, and FLM's under the names of `flm models list` (SPEC §8)."""
+    """One entry of GET /v1/models: OpenAI's fields, and FLM's under the names of `flm models list`."""
 
     id: str
     object: str

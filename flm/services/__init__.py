@@ -5,7 +5,7 @@
     key = await SecurityService(folder).create_key("laptop")
 
 Each name is imported when it is first used, so that one service does not cost the start-up of all. Raises CommandError
-with the codes of SPEC §5. Knows the rooms below; knows no argument parser and no terminal.
+with a code of `CommandCode`. Knows the rooms below; knows no argument parser and no terminal.
 """
 
 from __future__ import annotations

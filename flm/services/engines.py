@@ -47,7 +47,7 @@ log = logging.getLogger("flm.engines")
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """One engine (SPEC §8). `source`: `detected` or `registered`; `latency_ms` of the slowest answer of the check."""
+    """One engine. `source`: `detected` or `registered`; `latency_ms` of the slowest answer of the check."""
 
     id: str
     kind: str
@@ -61,7 +61,7 @@ class Engine(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """One model (SPEC §8): `id` is what a client writes, `name` the engine's own name. Lengths are tokens."""
+    """One model: `id` is what a client writes, `name` the engine's own name. Lengths are tokens."""
 
     id: str
     engine_id: str

@@ -26,7 +26,7 @@ from flm.store.keys import StoredKey
 from flm.store.pepper import load_pepper
 
 DEFAULT_LABEL: Final = "default"
-DEFAULT_SCOPES: Final = ("inference", "passthrough")  # SPEC §3: what a key may do unless told otherwise
+DEFAULT_SCOPES: Final = ("inference", "passthrough")  # what a key may do unless told otherwise
 LONGEST_LABEL: Final = 64  # a line of a list
 
 log = logging.getLogger("flm.keys")

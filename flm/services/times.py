@@ -1,4 +1,4 @@
-"""Times as people and programs read them: RFC 3339 in UTC (SPEC §8)."""
+"""Times as people and programs read them: RFC 3339 in UTC."""
 
 from __future__ import annotations
 
