@@ -5,6 +5,7 @@ Knows which models each engine serves and under which name; not what they answer
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -78,10 +79,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def _terminated(_number: int, _frame: object) -> None:
+    pytest.exit("terminated", returncode=pytest.ExitCode.INTERRUPTED)
+
+
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, real.Engine]]:
     """Every engine, running, by the id that the tests register it under."""
     folder = tmp_path_factory.mktemp("engines")
+    before = signal.signal(signal.SIGTERM, _terminated)  # so that the engines end with the run
     old, new = locations.OLLAMA_OLD, locations.OLLAMA_NEW
     with ExitStack() as stack:
         try:
@@ -98,6 +104,8 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, real
             }
         except real.EngineStartError as error:
             pytest.fail(str(error), pytrace=False)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")
