@@ -75,6 +75,7 @@ class Settings(msgspec.Struct, frozen=True):
     engine_total_timeout_seconds: Annotated[float, _seconds("for a whole answer of an engine; 0: none", 0)] = 0
     engine_cache_ttl_seconds: Annotated[float, _seconds("how long a detection result counts as current", 0)] = 30
     engine_check_interval_seconds: Annotated[float, _seconds("between two background checks of an engine", 0.5)] = 10
+    engine_discover: Annotated[bool, _means("look for engines on this machine, beside the registered ones")] = True
     engine_degraded_latency_ms: Annotated[int, _count("a health answer this slow is degraded", 1, 60_000)] = 1500
     engine_failure_threshold: Annotated[int, _count("failures in a row until an engine is unreachable", 1, 100)] = 3
     engine_recovery_threshold: Annotated[int, _count("good checks until a degraded engine is healthy", 1, 100)] = 3

@@ -38,7 +38,8 @@ class Flm:
 
     def environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLM_")}
-        return inherited | {"FLM_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        # The machine's own engines are not for load.
+        return inherited | {"FLM_HOME": str(self.home), "PYTHONPATH": str(ROOT), "FLM_ENGINE_DISCOVER": "false"}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "flm", *arguments]

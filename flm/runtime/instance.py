@@ -22,6 +22,8 @@ import msgspec
 
 ACQUIRE_SECONDS: Final = 2.0  # a `status` holds the lock for microseconds, a `start` for longer: see `acquire`
 _POLL_SECONDS: Final = 0.01
+# To look at a file of ours: were it a FIFO, opening it would otherwise wait for its other end for ever.
+_LOOKING: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _LINUX = sys.platform.startswith("linux")
 _START_TIME: Final = 19  # field 22 of the line, counted from the state (field 3)
 _RECORD_BYTES: Final = 65_536  # far more than a record has; a decoy of a gigabyte is not read
@@ -75,7 +77,7 @@ def acquire(run: Path, timeout: float = ACQUIRE_SECONDS) -> int | None:
 def is_locked(run: Path) -> bool:
     """Whether somebody holds the lock: a proxy that runs, starts or stops."""
     try:
-        descriptor = os.open(lock_path(run), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(lock_path(run), _LOOKING)
     except OSError:
         return False
     try:
@@ -95,7 +97,7 @@ def running(run: Path) -> Instance | None:
 def read(run: Path) -> Instance | None:
     """The record as it stands, or None if there is none that can be read. Says nothing about what runs."""
     try:
-        with open(record_path(run), "rb") as file:
+        with open(os.open(record_path(run), _LOOKING), "rb") as file:
             return msgspec.json.decode(file.read(_RECORD_BYTES), type=Instance)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None

@@ -23,7 +23,7 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from flm.config import MAX_HEADER_BYTES
-from flm.runtime.sockets import BACKLOG
+from flm.runtime.sockets import BACKLOG, own_sockets
 
 PROBE_WAIT_SECONDS: Final = 0.05  # how long one probe may take before another is sent: a sibling may have got it
 _PROBES_AT_ONCE: Final = 8
@@ -196,11 +196,7 @@ def cut(client: tuple[str, str]) -> bool:
     was found. Looks at every descriptor of the process: some milliseconds for ten thousand, so for rare events.
     """
     host, port = client
-    for name in os.listdir("/dev/fd"):
-        try:
-            connection = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue  # closed meanwhile, or no socket
+    for connection in own_sockets():
         with connection, contextlib.suppress(OSError):
             peer = connection.getpeername()
             if len(peer) >= 2 and peer[0] == host and str(peer[1]) == port:

@@ -66,7 +66,7 @@ def orphans(run: Path) -> bool:
     Asked by who holds the folder's lock, or sees that nobody does.
     """
     try:
-        descriptor = os.open(run / "shared", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(run / "shared", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False  # no proxy has been killed here: an orderly end removes it
     try:

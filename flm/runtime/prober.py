@@ -60,6 +60,7 @@ class Prober:
                 str(Path.home()),
                 registered=[Registered(each.id, each.kind, each.url, credentials.get(each.id)) for each in upstreams],
                 previous=self._found,
+                discover=settings.engine_discover,
                 thresholds=Thresholds(
                     settings.engine_failure_threshold,
                     settings.engine_recovery_threshold,

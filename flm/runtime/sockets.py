@@ -14,6 +14,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -218,3 +219,19 @@ def descriptor_warning(descriptors: int, max_in_flight: int) -> str | None:
         f"only {descriptors} files may be open in one process, and proxy.max_in_flight {max_in_flight} needs {needed}; "
         "raise the limit (`ulimit -n`, LimitNOFILE=) or lower the setting: clients beyond it will wait"
     )
+
+
+def own_sockets() -> Iterator[socket.socket]:
+    """Every socket of this process, each as a descriptor of its own that whoever iterates closes.
+
+    Descriptors that are no sockets, or are closed meanwhile, are passed over and leave nothing behind.
+    """
+    for name in os.listdir("/dev/fd"):
+        try:
+            own = os.dup(int(name))
+        except OSError:
+            continue
+        try:
+            yield socket.socket(fileno=own)
+        except OSError:
+            os.close(own)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import socket
 import struct
 import sys
@@ -23,6 +22,8 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+
+from flm.runtime.sockets import own_sockets
 
 LOOK_SECONDS: Final = 5.0
 STALL_SECONDS: Final = 30.0  # how long a client may be too slow: mobile networks pause for ten seconds and more
@@ -81,10 +82,7 @@ class Stragglers:
 def look(port: int) -> list[Backlog]:
     """The backlog of every connection of this process that a client made to `port`."""
     seen = []
-    for name in os.listdir("/proc/self/fd"):
-        connection = _connection(int(name))
-        if connection is None:
-            continue
+    for connection in own_sockets():
         with connection:
             try:
                 if connection.getsockname()[1:2] != (port,):
@@ -96,19 +94,6 @@ def look(port: int) -> list[Backlog]:
             except (OSError, struct.error, ValueError):
                 continue  # a listening socket, one that was just closed, or a kernel before 4.1
     return seen
-
-
-def _connection(descriptor: int) -> socket.socket | None:
-    """A socket of its own for `descriptor`; None for one that was closed meanwhile or is no socket."""
-    try:
-        own = os.dup(descriptor)
-    except OSError:
-        return None
-    try:
-        return socket.socket(fileno=own)
-    except OSError:
-        os.close(own)
-        return None
 
 
 def watch(port: int, bytes_per_second: int, cut: Callable[[tuple[str, str]], bool]) -> None:

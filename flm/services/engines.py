@@ -195,6 +195,7 @@ class EngineService:
                 Registered(each.id, each.kind, each.url, credentials.get(each.id))
                 for each in await rows.registered(config)
             ],
+            discover=settings.engine_discover,
             thresholds=_thresholds(settings),
             now=self._now,
         )

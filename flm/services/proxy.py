@@ -145,11 +145,7 @@ class ProxyService:
         try:
             return [_handle(await control.ask(self._socket, Request("status"), RESPONSE_SECONDS))]
         except TimeoutError:
-            raise CommandError(
-                CommandCode.IO_ERROR,
-                f"the proxy (pid {found.pid}) runs but has not answered for {RESPONSE_SECONDS:g} s; "
-                "`flm proxy stop` ends it by force",
-            ) from None
+            raise _hung(found) from None
         except CommandError as error:
             if error.code is CommandCode.PROXY_NOT_RUNNING:
                 return []  # it ended meanwhile
@@ -283,7 +279,9 @@ class ProxyService:
     # --- asking ------------------------------------------------------------------------------------------------
 
     async def _change(self, op: str) -> Handle:
-        await self._settled()
+        found = await self._settled()
+        if not await self._responds():
+            raise _hung(found)
         try:
             return _handle(await control.ask(self._socket, Request(op), CHANGE_SECONDS))
         except TimeoutError:
@@ -351,6 +349,14 @@ async def _read_answer(reader: asyncio.StreamReader) -> Answer:
 
 def _did_not_start(reason: str) -> CommandError:
     return CommandError(CommandCode.PROXY_INVALID_CONFIG, f"the proxy did not start: {reason}")
+
+
+def _hung(found: Instance) -> CommandError:
+    return CommandError(
+        CommandCode.IO_ERROR,
+        f"the proxy (pid {found.pid}) runs but has not answered for {RESPONSE_SECONDS:g} s; "
+        "`flm proxy stop` ends it by force",
+    )
 
 
 def _handle(data: Any) -> Handle:

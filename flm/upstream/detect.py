@@ -187,6 +187,7 @@ async def detect_engines(
     *,
     registered: Iterable[Registered] = (),
     previous: Iterable[Detected] = (),
+    discover: bool = True,
     thresholds: Thresholds = _DEFAULT_THRESHOLDS,
     probe_timeout: float = PROBE_TIMEOUT_SECONDS,
     total_timeout: float = DETECT_TIMEOUT_SECONDS,
@@ -199,10 +200,12 @@ async def detect_engines(
     `environment`, `system` and `home` go to the dialects. `previous` is the result of the check before: ids stay,
     states advance. `clock` measures latency, `now` is Unix time. An address nobody registered is listed once it was
     recognised, and forgotten after twice `thresholds.failures` bad checks in a row; a program that is installed and
-    does not run is InstalledOnly. Registered engines of kinds not among `dialects` are left out. Sorted by id.
+    does not run is InstalledOnly. Without `discover` only registered engines are looked at. Registered engines of
+    kinds not among `dialects` are left out. Sorted by id.
     """
     installed = await _installed(dialects, environment, system, home, runnable)
-    candidates = _candidates(dialects, environment, registered, installed)
+    usual = [(dialect, url) for dialect in dialects for url in dialect.addresses(environment)] if discover else []
+    candidates = _candidates(dialects, usual, registered, installed)
     checks = [
         identify(
             candidate.url,
@@ -244,7 +247,7 @@ async def _installed(
 
 def _candidates(
     dialects: Sequence[Dialect],
-    environment: Mapping[str, str],
+    usual: Iterable[tuple[Dialect, str]],
     registered: Iterable[Registered],
     installed: frozenset[str],
 ) -> list[_Candidate]:
@@ -257,10 +260,9 @@ def _candidates(
         if engine.kind in by_kind:
             here = engine.kind in installed and _place(engine.url).startswith("loopback:")
             candidates.append(_Candidate(by_kind[engine.kind], engine.url, here, engine))
-    for dialect in dialects:
-        for url in dialect.addresses(environment):
-            if _place(url) not in named:
-                candidates.append(_Candidate(dialect, url, dialect.kind in installed))
+    for dialect, url in usual:
+        if _place(url) not in named:
+            candidates.append(_Candidate(dialect, url, dialect.kind in installed))
     return candidates
 
 

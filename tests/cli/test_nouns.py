@@ -161,6 +161,7 @@ class TestEngines:
     ) -> None:
         """A port that accepts and says nothing."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
+            monkeypatch.setenv("FLM_ENGINE_DISCOVER", "true")
             monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{silent.getsockname()[1]}")
             began = time.monotonic()
             found = flm("engines", "detect", "--fresh").data

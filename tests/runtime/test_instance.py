@@ -135,3 +135,11 @@ def test_start_time_where_there_is_no_proc() -> None:
     assert instance._ps_start_time(os.getpid())
     assert instance._ps_start_time(2**22 - 1) is None
     assert instance._ps_start_time(0) is None
+
+
+def test_a_fifo_in_place_of_a_file_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(instance.record_path(tmp_path))
+    os.mkfifo(instance.lock_path(tmp_path))
+    assert instance.read(tmp_path) is None
+    assert not instance.is_locked(tmp_path)
+    assert instance.running(tmp_path) is None

@@ -345,8 +345,9 @@ def test_a_hung_supervisor_is_stopped_by_force(tmp_path: Path, monkeypatch: pyte
         async with running(tmp_path) as proxy:
             handle = await proxy.handle()
             os.kill(handle.pid, signal.SIGSTOP)
-            with pytest.raises(CommandError, match="has not answered"):
-                await proxy.service.status()
+            for ask in (proxy.service.status, proxy.service.reload, proxy.service.restart):
+                with pytest.raises(CommandError, match="has not answered"):
+                    await ask()
             stopped = await proxy.service.stop()
             assert stopped.killed
             assert not any(alive(pid) for pid in (handle.pid, *handle.worker_pids))

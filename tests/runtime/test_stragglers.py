@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from flm.runtime.listener import cut
 from flm.runtime.stragglers import PLENTY_BYTES, STALL_SECONDS, Backlog, Stragglers, look
 
 PEER = ("127.0.0.1", 40_000)
@@ -77,6 +78,7 @@ def test_a_look_leaves_no_descriptor_behind() -> None:
             before = sorted(os.listdir("/proc/self/fd"))
             for _ in range(3):
                 look(port)
+                assert not cut(("127.0.0.1", "1"))
             assert sorted(os.listdir("/proc/self/fd")) == before
         finally:
             os.close(reading)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def only_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("FLM_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("FLM_ENGINE_DISCOVER", "false")  # the machine's own engines are not for tests
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # supervisors and workers run as `python -P -m …`
 
 

@@ -104,6 +104,22 @@ def test_the_slowest_answer_is_the_latency(run: Run) -> None:
     run(main())
 
 
+def test_only_registered_engines_are_looked_at_unless_others_are_to_be_discovered(run: Run) -> None:
+    async def main() -> None:
+        async with toy() as usual, toy() as own:
+            registered = [Registered("mine", "toy", own.url)]
+            environment = {"toy": usual.url}
+            both = rows(await detect([Toy()], environment, registered=registered))
+            assert {url for _, url, _ in both} == {usual.url, own.url}
+            only = rows(
+                await detect([Toy()], environment, registered=registered, discover=False, runnable=lambda _: True)
+            )
+            assert only == [("mine", own.url, "RunningHealthy")]
+            assert len(usual.peers) == 1
+
+    run(main())
+
+
 def test_a_refused_connection_says_that_nothing_listens(run: Run) -> None:
     async def main() -> None:
         async with toy() as engine:
