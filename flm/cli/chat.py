@@ -12,7 +12,9 @@ from collections.abc import Coroutine
 from contextlib import aclosing
 from typing import Any
 
-from flm.cli.command import Context, Noun, Output
+from flm.cli.command import Context, Noun, Output, UsageError
+
+_USAGE = "flm chat [--model M] --prompt P [--stream]\n"
 
 
 def register(noun: Noun) -> None:
@@ -26,7 +28,10 @@ def register(noun: Noun) -> None:
 
 def _chat(arguments: argparse.Namespace, context: Context) -> Coroutine[Any, Any, Output | None]:
     # Read here and not on the event loop, where Ctrl-C would wait for the end of the input.
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    try:
+        prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    except UnicodeDecodeError:
+        raise UsageError("the standard input is no valid text in the encoding of this terminal", _USAGE) from None
     return _ask(arguments, context, prompt)
 
 

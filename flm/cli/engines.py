@@ -88,7 +88,10 @@ def _credential(arguments: argparse.Namespace) -> str | None:
         return os.environ[arguments.api_key_env]
     if arguments.api_key_file is not None:
         with open(0 if arguments.api_key_file == "-" else arguments.api_key_file, encoding="utf-8") as file:
-            return file.read(_LONGEST_CREDENTIAL).strip()
+            try:
+                return file.read(_LONGEST_CREDENTIAL).strip()
+            except UnicodeDecodeError:
+                raise UsageError(f"{arguments.api_key_file} is no text, so it holds no key", usage) from None
     return None
 
 

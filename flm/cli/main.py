@@ -43,6 +43,7 @@ EXIT_BROKEN_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     if arguments in (["--version"], ["-V"]):
         print(f"flm {__version__}")
         return 0
@@ -148,6 +149,15 @@ def _raw_formatter() -> type[argparse.HelpFormatter]:
 def _nouns_for_people() -> str:
     lines = [f"  {name:<10} {meaning}" for name, (_, meaning) in NOUNS.items()]
     return "nouns (flm NOUN --help says more):\n" + "\n".join(lines)
+
+
+def _open_closed_streams() -> None:
+    """A command with closed standard streams (`>&-`) runs as with /dev/null; no file of ours gets their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            import os
+
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open until the process ends
 
 
 def _forget_stdout() -> None:

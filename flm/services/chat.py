@@ -150,8 +150,13 @@ class ChatService:
 
 
 def _question(model: str, prompt: str, *, stream: bool) -> UpstreamRequest:
+    """Raises USAGE for text that holds bytes which are no UTF-8."""
     question = {"model": model, "messages": [{"role": "user", "content": prompt}], "stream": stream}
-    return UpstreamRequest(_ENDPOINT, msgspec.json.encode(question), "POST", _JSON)
+    try:
+        return UpstreamRequest(_ENDPOINT, msgspec.json.encode(question), "POST", _JSON)
+    except UnicodeEncodeError:
+        message = "the prompt or the model's name is no valid text in UTF-8; convert it first (iconv does)"
+        raise CommandError(CommandCode.USAGE, message) from None
 
 
 @asynccontextmanager

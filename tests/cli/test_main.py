@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from flm.cli.command import Context, Noun, Output
 from flm.cli.main import NOUNS
 from flm.cli.output import printable, table
 from flm.errors import CommandCode, CommandError
+from flm.services.chat import _question
 from tests.cli.conftest import ROOT, Flm, process
 
 ALL_VERBS = [
@@ -205,6 +207,48 @@ class TestErrors:
             _, complaints = child.communicate(timeout=30)
         assert child.returncode == 2
         assert b"Traceback" not in complaints
+
+    @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+    def test_closed_streams(self, closed: str) -> None:
+        """As with /dev/null: cron jobs and scripts close what they do not read."""
+        child = subprocess.run(
+            ["sh", "-c", f'exec "$0" -m flm api-keys create --label x {closed}', sys.executable],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (child.returncode, child.stderr) == (0, b"")
+        assert (child.stdout == b"") == closed.startswith(">&-")
+
+
+class TestBytesThatAreNoText:
+    def test_in_a_prompt(self) -> None:
+        with pytest.raises(CommandError) as caught:
+            _question("m", "\udcff", stream=False)
+        assert caught.value.code is CommandCode.USAGE
+
+    def test_on_standard_input(self, flm: Flm, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
+        said = flm("chat", "--model", "m", "--prompt", "-")
+        assert (said.code, said.error[0]) == (1, "USAGE")
+
+    def test_in_a_file_for_a_key(self, flm: Flm, tmp_path: Path) -> None:
+        file = tmp_path / "key"
+        file.write_bytes(b"\xff\xfe")
+        said = flm(
+            "engines",
+            "add",
+            "--id",
+            "e",
+            "--kind",
+            "openai",
+            "--url",
+            "http://127.0.0.1:1",
+            "--api-key-file",
+            str(file),
+        )
+        assert (said.code, said.error[0]) == (1, "USAGE")
+        assert "\\xff" not in said.out + said.err
 
 
 class TestLoading:
