@@ -123,7 +123,8 @@ class Ollama:
         loaded = None if running is None else {entry.name: entry for entry in running.models or []}
         local = [tag for tag in tags if not is_cloud(tag.name, tag.remote_model, tag.remote_host)][:MAX_MODELS]
         shown = yield from _show([tag.name for tag in local if not _says_enough(tag)])
-        return tuple(_model(tag, shown.get(tag.name), loaded) for tag in local)
+        # By name: models of the same second come in another order each time, and the list would seem to have changed.
+        return tuple(_model(tag, shown.get(tag.name), loaded) for tag in sorted(local, key=lambda tag: tag.name))
 
     def begin(self, call: Call) -> Translation:
         if call.endpoint is Endpoint.EMBEDDINGS:

@@ -71,6 +71,16 @@ def test_a_modelfiles_window_counts_while_the_model_is_cold() -> None:
     assert listed("ollama", answers)["m:latest"].context_length == 8192
 
 
+def test_the_order_in_which_ollama_lists_does_not_matter() -> None:
+    names = ("b:latest", "a:latest", "c:latest")
+    lists = [
+        run(DIALECTS["ollama"].models(), {"/api/tags": tags(*order), "/api/show": json_answer("{}")})[0]
+        for order in (names, names[::-1])
+    ]
+    assert lists[0] == lists[1]
+    assert len(lists[0]) == 3
+
+
 def test_asking_about_models_is_bounded() -> None:
     many = tags(*(f"m{number}:latest" for number in range(150)))
     answers = {"/api/tags": many, "/api/ps": NOT_FOUND, "/api/show": json_answer("{}")}
