@@ -1,4 +1,4 @@
-"""What the processes of a proxy get of the environment they are started from: no secret (SPEC §3).
+"""What the processes of a proxy get of the environment they are started from: no secret.
 
 An environment is readable under /proc by every process of the same user, for as long as the process lives; a key that
 happens to be exported in the shell of whoever starts the proxy has no business there. Pure functions of a mapping.

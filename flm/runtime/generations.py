@@ -94,6 +94,8 @@ class Generations:
             finally:
                 self.warm.dismiss()
             self.number += 1
+            for listening in self.listening:
+                sockets.set_send_timeout(listening, settings.proxy_send_timeout_seconds)
             for member in predecessors:
                 self._retire(member)
             self._make_room()

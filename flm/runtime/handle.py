@@ -1,4 +1,4 @@
-"""The handle of a running proxy: what `flm proxy start` and `status` show (SPEC §5 and §8), and where it is reached.
+"""The handle of a running proxy: what `flm proxy start` and `status` show, and where it is reached.
 
 Shapes, and the two addresses that the system is asked for. Light to import, for every verb of the CLI needs it.
 """

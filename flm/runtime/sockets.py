@@ -90,6 +90,12 @@ def add_listening(like: socket.socket, count: int, send_timeout: float) -> list[
     return [_listen(like.family, host, port, send_timeout) for _ in range(count)]
 
 
+def set_send_timeout(listening: socket.socket, seconds: float) -> None:
+    """Let connections accepted from now on end by themselves when their client takes nothing for this long."""
+    if _USER_TIMEOUT is not None:
+        listening.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, round(seconds * 1000))
+
+
 def _probe(family: socket.AddressFamily, address: str, port: int) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT are nobody's
@@ -114,8 +120,7 @@ def _listen(family: socket.AddressFamily, address: str, port: int, send_timeout:
         idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
         if idle is not None:
             listening.setsockopt(socket.IPPROTO_TCP, idle, KEEPALIVE_SECONDS)
-        if _USER_TIMEOUT is not None:
-            listening.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, round(send_timeout * 1000))
+        set_send_timeout(listening, send_timeout)
         listening.bind((address, port))
         listening.listen(BACKLOG)
         listening.setblocking(False)

@@ -135,8 +135,8 @@ def _refuse_a_loss(folder: Folder) -> None:
     if traces:
         raise CommandError(
             CommandCode.DB_ERROR,
-            f"{' and '.join(lost)}: missing or empty, though {' and '.join(traces)} is there. Nothing was created in "
-            "its place, for keys and their revocations would be forgotten; restore it from a copy, or move the rest "
+            f"{' and '.join(lost)}: missing or empty, while there still is {' and '.join(traces)}. Nothing was created "
+            "in its place, for keys and their revocations would be forgotten; restore it from a copy, or move the rest "
             "away to begin anew",
         )
 

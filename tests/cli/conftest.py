@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,9 +67,15 @@ def flm(capsys: pytest.CaptureFixture[str]) -> Flm:
     return run
 
 
+def _take_interrupts() -> None:
+    """Whoever runs the tests in the background lets them inherit that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def process(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     """The command as a process with pipes."""
     return subprocess.Popen(
         [sys.executable, "-m", "flm", *arguments],
+        preexec_fn=_take_interrupts,
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )

@@ -47,7 +47,7 @@ def test_nothing_is_dropped_under_load(tmp_path: Path, op: str, workers: int) ->
 
 
 def test_restart_is_quick(tmp_path: Path) -> None:
-    """SPEC §7: a median below 3 s. The aim, 0.5 s on an idle machine, is measured with the load tests."""
+    """A median below 3 s. The aim, 0.5 s on an idle machine, is measured with the load tests."""
 
     async def main() -> None:
         async with running(tmp_path) as proxy:

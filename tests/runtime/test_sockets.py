@@ -40,6 +40,11 @@ def test_options_are_inherited_by_connections() -> None:
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        sockets.set_send_timeout(listening, 9)  # as a reload does
+        with socket.create_connection(listening.getsockname()):
+            accepted, _ = listening.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 9000
 
 
 @pytest.mark.parametrize("shared", [False, True])
