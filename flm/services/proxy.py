@@ -118,7 +118,7 @@ class ProxyService:
                 CommandCode.PROXY_NOT_RUNNING,
                 f"the proxy of {self._folder.root} serves port {found.port}, not {port}; nothing was stopped",
             )
-        killed = not await self._responds()
+        killed = await self._trouble(found) is not None
         if killed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(found.pid, signal.SIGKILL)
@@ -147,9 +147,11 @@ class ProxyService:
         except TimeoutError:
             raise _hung(found) from None
         except CommandError as error:
-            if error.code is CommandCode.PROXY_NOT_RUNNING:
-                return []  # it ended meanwhile
-            raise
+            if error.code is not CommandCode.PROXY_NOT_RUNNING:
+                raise
+            if await asyncio.to_thread(self._is_cut_off, found):
+                raise _cut_off(found) from None
+            return []  # it ended meanwhile
 
     async def chat_key(self) -> str:
         """A key of the running proxy that lives for minutes. Secret. Raises PROXY_NOT_RUNNING."""
@@ -280,8 +282,9 @@ class ProxyService:
 
     async def _change(self, op: str) -> Handle:
         found = await self._settled()
-        if not await self._responds():
-            raise _hung(found)
+        trouble = await self._trouble(found)
+        if trouble is not None:
+            raise trouble
         try:
             return _handle(await control.ask(self._socket, Request(op), CHANGE_SECONDS))
         except TimeoutError:
@@ -290,14 +293,23 @@ class ProxyService:
             )
             raise CommandError(CommandCode.IO_ERROR, message) from None
 
-    async def _responds(self) -> bool:
+    async def _trouble(self, found: Instance) -> CommandError | None:
+        """Why the running proxy cannot be asked anything; None if it can, or ended meanwhile."""
         try:
             await control.ask(self._socket, Request("status"), RESPONSE_SECONDS)
         except TimeoutError:
+            return _hung(found)
+        except CommandError:  # it says no, which is an answer, or nobody is there
+            if await asyncio.to_thread(self._is_cut_off, found):
+                return _cut_off(found)
+        return None
+
+    def _is_cut_off(self, found: Instance) -> bool:
+        """Whether its control socket was deleted under a running proxy; one that ends goes on to end its instance."""
+        if self._socket.exists():
             return False
-        except CommandError:
-            return True  # it ended meanwhile, or says no: both are answers
-        return True
+        now = instance.running(self._folder.run)
+        return now is not None and now.id == found.id
 
     async def _settled(self) -> Instance:
         """The running proxy; one that is just starting is waited for. Raises PROXY_NOT_RUNNING."""
@@ -356,6 +368,14 @@ def _hung(found: Instance) -> CommandError:
         CommandCode.IO_ERROR,
         f"the proxy (pid {found.pid}) runs but has not answered for {RESPONSE_SECONDS:g} s; "
         "`flm proxy stop` ends it by force",
+    )
+
+
+def _cut_off(found: Instance) -> CommandError:
+    return CommandError(
+        CommandCode.IO_ERROR,
+        f"the proxy (pid {found.pid}) runs but cannot be asked: its run/control.sock was deleted; "
+        "`flm proxy stop` ends it by force, then start it anew",
     )
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from flm._native import Keyring
+from flm.errors import CommandCode, CommandError
 from flm.services.security import SecurityService
 from flm.store.pepper import load_pepper
 from tests.runtime.harness import get, prepare, run
@@ -74,5 +75,27 @@ def test_two_folders_two_proxies(tmp_path: Path) -> None:
             await one.service.stop(now=True)
             assert (await two.handle()).running
             await two.service.stop(now=True)
+
+    run(main)
+
+
+def test_a_proxy_whose_control_socket_was_deleted_is_not_taken_for_gone(tmp_path: Path) -> None:
+    """A cleaner of temporary files does that. It serves on, so `status` may not say that nothing runs."""
+
+    async def main() -> None:
+        proxy = prepare(tmp_path)
+        started = await proxy.service.start(proxy.flags)
+        try:
+            (proxy.folder.run / "control.sock").unlink()
+            for ask in (proxy.service.status, proxy.service.reload, proxy.service.restart):
+                with pytest.raises(CommandError, match=f"pid {started.pid}.*control.sock was deleted") as caught:
+                    await ask()
+                assert caught.value.code is CommandCode.IO_ERROR
+        finally:
+            stopped = await proxy.service.stop()
+        assert (stopped.pid, stopped.killed) == (started.pid, True)
+        assert await proxy.service.status() == []
+        await proxy.service.start(proxy.flags)
+        assert not (await proxy.service.stop(now=True)).killed
 
     run(main)
