@@ -37,6 +37,10 @@ _HEALTHY: Final = b'{"status":"ok"}'
 _MODELS_PREFIX: Final = b"/v1/models/"
 _OVERLOAD_RETRY: Final = ((b"retry-after", b"1"),)
 
+# For a client to read the answer to a body it had not finished sending. The server closes such a connection after the
+# answer; but now and then, when FLM had just stopped waiting for more of the body, it goes on waiting for ever.
+LINGER_SECONDS: Final = 2.0
+
 Handler = Callable[[Exchange, View, Head, Responder], Awaitable[None]]
 
 
@@ -221,6 +225,8 @@ class App:
         head = exchange.head
         if exchange.body_unread and head is not None and not is_drainable(exchange, head):
             exchange.closing = True
+        if exchange.closing and exchange.body_begun and exchange.body_unread:
+            exchange.loop.call_later(LINGER_SECONDS, self._context.cut, exchange.scope["client"])
         try:
             await responder.fail(error)
         except ClientTooSlowError:
