@@ -16,6 +16,7 @@ from typing import Final, Self
 import msgspec
 
 from flm._native import Keyring, NativeError, Shared
+from flm.errors import CommandCode, CommandError
 from flm.snapshot import Snapshot, decode
 
 CELLS: Final = 1024  # worker processes at once, draining ones included: what the layout allows, 320 bytes each
@@ -36,13 +37,15 @@ class Memory:
 
     @classmethod
     def create(cls, run: Path, keys: int) -> Self:
-        """New files in the runtime folder, with room for several times `keys` keys. Raises OSError, NativeError."""
+        """New files in the runtime folder, with room for several times `keys` keys. Raises OSError, IO_ERROR."""
         shared_fd, keyring_fd = _new_file(run / "shared"), _new_file(run / "keyring")
         fcntl.flock(shared_fd, fcntl.LOCK_SH)  # inherited with the descriptor, gone with its last copy
         capacity = max(FEWEST_KEYS, 4 * keys)
-        return cls(
-            Shared.create(shared_fd, CELLS, SNAPSHOT_BYTES), Keyring.create(keyring_fd, capacity), shared_fd, keyring_fd
-        )
+        try:
+            shared, keyring = Shared.create(shared_fd, CELLS, SNAPSHOT_BYTES), Keyring.create(keyring_fd, capacity)
+        except NativeError as error:
+            raise CommandError(CommandCode.IO_ERROR, f"no room for the shared memory in {run}: {error}") from None
+        return cls(shared, keyring, shared_fd, keyring_fd)
 
     @classmethod
     def adopt(cls, shared_fd: int, keyring_fd: int) -> Self | None:
