@@ -41,7 +41,7 @@ format: $(STAMP) ## rewrite the code as the formatters want it
 
 setup: $(STAMP) ## virtual environment, locked dependencies, native crate
 
-$(STAMP): requirements/bootstrap.py requirements/dev.lock pyproject.toml $(CRATE)
+$(STAMP): requirements/bootstrap.py requirements/rust.py requirements/build_backend.py requirements/dev.lock pyproject.toml $(CRATE)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; on Debian and Ubuntu: apt-get install python3 python3-venv"; exit 1; }
 	@$(PYTHON) requirements/bootstrap.py
 	@touch $@

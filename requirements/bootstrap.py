@@ -12,15 +12,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
+
+import rust
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements" / "dev.lock"
-OLDEST_RUST = (1, 85)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     raise SystemExit(f"set-up stopped: {message}")
 
 
@@ -53,46 +55,15 @@ def install_dependencies() -> None:
     step("locked dependencies", [*pip, "--require-hashes", "-r", str(LOCK)])
 
 
-def rust_version(environment: dict[str, str]) -> tuple[int, ...] | None:
-    """Version of the `rustc` found with `environment`; None where there is none that works."""
-    try:
-        text = subprocess.run(
-            ["rustc", "--version"], check=False, env=environment, capture_output=True, text=True, timeout=60
-        )
-    except OSError:
-        return None
-    if text.returncode:
-        return None
-    return tuple(int(part) for part in text.stdout.split()[1].split("-")[0].split("."))
-
-
 def rust_environment() -> dict[str, str]:
-    """The environment in which a working Rust is found, if there is one; else PATH without the one that fails.
-
-    A rustup proxy looks for its toolchains under HOME: with another HOME it is there and does not work. Then the
-    toolchains that belong to it, beside its own folder, are named to it. Where no Rust works, maturin fetches one.
-    """
-    environment = dict(os.environ, VIRTUAL_ENV=str(VENV), PATH=f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    found = rust_version(environment)
-    proxy = shutil.which("rustc", path=environment["PATH"])
-    if found is None and proxy:
-        home = Path(proxy).resolve().parent.parent.parent / ".rustup"
-        beside = Path(proxy).parent.parent.parent / ".rustup"
-        for candidate in (beside, home):
-            if candidate.is_dir() and "RUSTUP_HOME" not in os.environ:
-                environment["RUSTUP_HOME"] = str(candidate)
-                found = rust_version(environment)
-                break
-    if found is not None and found < OLDEST_RUST:
-        fail(
-            f"Rust {'.'.join(map(str, found))} is too old, {'.'.join(map(str, OLDEST_RUST))} is needed; "
-            "update it (`rustup update`) or take it off PATH, and a fitting one is fetched"
-        )
-    if found is None:
+    """The environment to build in: the virtual one, and a Rust that works if there is one."""
+    path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    try:
+        environment, works = rust.usable({**os.environ, "VIRTUAL_ENV": str(VENV), "PATH": path})
+    except rust.TooOldError as error:
+        fail(str(error))
+    if not works:
         print("  no working Rust here: maturin fetches one for this build")
-        if proxy:
-            kept = [entry for entry in environment["PATH"].split(os.pathsep) if Path(entry) != Path(proxy).parent]
-            environment["PATH"] = os.pathsep.join(kept)
     return environment
 
 
