@@ -86,6 +86,15 @@ def is_locked(run: Path) -> bool:
         os.close(descriptor)
 
 
+def holds(run: Path, lock: int) -> bool:
+    """Whether the folder's lock still is the one behind `lock`: not when the folder, or the file, was taken away."""
+    try:
+        there = os.stat(lock_path(run), follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(lock))
+
+
 def running(run: Path) -> Instance | None:
     """The proxy that runs in this folder, if one does: lock held, and the recorded process is the one that lives."""
     instance = read(run)

@@ -225,6 +225,13 @@ class Supervisor:
             await asyncio.sleep(TICK_SECONDS)
             if time.monotonic() - before < 3 * TICK_SECONDS:  # else this process itself was stopped: beats are old
                 self._generations.tick()
+            self._check_lock()
+
+    def _check_lock(self) -> None:
+        """Without its lock a proxy cannot be found, and another may start on the same databases: end in order."""
+        if not self._stop_seconds.done() and not instance.holds(self._folder.run, self._boot.lock_fd):
+            log.error("%s was removed under the running proxy, which therefore stops", self._folder.run)
+            self._request_stop(None)
 
     async def _answer(self, request: Request, connection: socket.socket) -> object:
         if request.op == "status":
@@ -381,6 +388,8 @@ class Supervisor:
         self._forget()
 
     def _forget(self) -> None:
+        if not instance.holds(self._folder.run, self._boot.lock_fd):
+            return  # what is there now, if anything, is another proxy's
         instance.remove(self._folder.run)
         for name in ("control.sock", "shared", "keyring"):
             with contextlib.suppress(OSError):

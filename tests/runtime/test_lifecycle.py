@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -352,6 +353,20 @@ def test_a_hung_supervisor_is_stopped_by_force(tmp_path: Path, monkeypatch: pyte
             assert stopped.killed
             assert not any(alive(pid) for pid in (handle.pid, *handle.worker_pids))
             assert await proxy.service.status() == []
+
+    run(main)
+
+
+def test_a_proxy_whose_run_folder_is_removed_ends_and_leaves_the_next_one_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as proxy:
+            lost = await proxy.handle()
+            shutil.rmtree(proxy.folder.run)
+            found = await prepare(tmp_path).start()  # on another port
+            assert found.pid != lost.pid
+            await until(lambda: not any(alive(pid) for pid in (lost.pid, *lost.worker_pids)), 20)
+            assert (await proxy.handle()).pid == found.pid
+            assert (await proxy.service.stop()).pid == found.pid
 
     run(main)
 
