@@ -257,6 +257,28 @@ def test_a_body_that_does_not_come_is_408(settings: dict[str, float]) -> None:
     assert client.headers[b"connection"] == b"close"
 
 
+def test_behind_the_answer_to_an_unfinished_body_the_connection_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server closes it, but not always; a finished one is its own affair."""
+    monkeypatch.setattr("flm.proxy.app.LINGER_SECONDS", 0.0)
+
+    async def test() -> None:
+        world = World(proxy_body_idle_timeout_seconds=0.1)
+        finished = world.client("POST", CHAT, body=b"not json")
+        await finished.start()
+        assert finished.status == 400
+        await asyncio.sleep(0)
+        assert world.cuts == []
+        cut = asyncio.get_running_loop().create_future()
+        world.app._context.cut = cut.set_result
+        unfinished = world.client("POST", CHAT, hold=True, headers={"content-length": "100"})
+        unfinished.feed(b"{", more=True)
+        await unfinished.start()
+        assert unfinished.status == 408
+        assert await asyncio.wait_for(cut, 5) == ("127.0.0.1", "50000")
+
+    run(test())
+
+
 def test_the_total_time_is_not_prolonged_by_dribbling() -> None:
     async def test() -> None:
         world = World(proxy_body_total_timeout_seconds=0.2)
