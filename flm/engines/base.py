@@ -24,6 +24,7 @@ class Endpoint(enum.Enum):
     """The OpenAI routes that are translated; the value is the path of the same name at an OpenAI server."""
 
     CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
 
 
@@ -105,6 +106,18 @@ class Change(msgspec.Struct, frozen=True):
     value: str | int | float | None = None
 
 
+class ClosedRoute(msgspec.Struct, frozen=True):
+    """A route of an engine that the pass-through keeps closed until the operator opens it.
+
+    `path` begins with `/`; one that ends in `/*` means everything below it too. `method` `*` is any. `why` says in
+    plain words what it would do (`deletes a model`).
+    """
+
+    path: str
+    why: str
+    method: str = "*"
+
+
 class Translation(Protocol):
     """The answer's way back, for one request. Order of calls: `head` once, `feed` any number of times, `finish` once.
 
@@ -146,15 +159,23 @@ class Dialect(Protocol):
     """One kind of engine. An instance is stateless and shared by all requests.
 
     `kind`: the name in settings and databases. `label`: the name for people. `idle_seconds`: how long a pooled
-    connection may lie idle before the engine is likely to close it.
+    connection may lie idle before the engine is likely to close it. `closed_routes`: what the pass-through does not
+    let through by itself.
     """
 
     kind: str
     label: str
     idle_seconds: float
+    closed_routes: tuple[ClosedRoute, ...]
 
-    def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
-        """Base URLs where an engine of this kind listens by default or by its own environment variables; none: ()."""
+    def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
+        """Base URLs where an engine of this kind listens: by its environment variables, its settings, by default.
+
+        `files`: path to content of those of `settings` that are there. Anything may stand in them.
+        """
+
+    def settings(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
+        """Absolute paths of files that may say where it listens; pure, as `binaries`. At most a few."""
 
     def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
         """Absolute paths where its program may be installed. `system` is `linux`, `darwin` or `win32`.
@@ -170,3 +191,29 @@ class Dialect(Protocol):
 
     def begin(self, call: Call) -> Translation:
         """Translate one request. Raises RequestError when the engine cannot do what was asked."""
+
+    def drain_seconds(self, version: str | None) -> float:
+        """How long an answer that nobody waits for any more is still read before the engine's socket is closed.
+
+        0 closes it at once, which makes an engine stop; above 0 is for versions that break when they are cut.
+        """
+
+
+class DialectDefaults:
+    """What most engines have in common, so that a dialect says only what is its own."""
+
+    idle_seconds: float = 4.0  # uvicorn, under many servers, closes after 5 s
+    closed_routes: tuple[ClosedRoute, ...] = ()
+
+    def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
+        """None: such an engine is only ever registered by hand."""
+        return ()
+
+    def settings(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
+        return ()
+
+    def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
+        return ()
+
+    def drain_seconds(self, version: str | None) -> float:
+        return 0.0

@@ -92,7 +92,7 @@ class LlamaCpp(PassThrough):
     idle_seconds = 4.0  # cpp-httplib's keep-alive timeout is 5 s
     takes_dimensions = False
 
-    def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+    def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         """The defaults, and what LLAMA_ARG_HOST, LLAMA_ARG_PORT and LLAMA_ARG_API_PREFIX say in front of them."""
         prefix = environment.get("LLAMA_ARG_API_PREFIX", "").strip().rstrip("/")
         if prefix and not prefix.startswith("/"):

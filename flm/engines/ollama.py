@@ -18,7 +18,18 @@ from typing import Final
 import msgspec
 
 from flm.engines import ollama_request
-from flm.engines.base import Answer, Call, Endpoint, Identifying, Identity, Listing, Probe, Translation, Verdict
+from flm.engines.base import (
+    Answer,
+    Call,
+    DialectDefaults,
+    Endpoint,
+    Identifying,
+    Identity,
+    Listing,
+    Probe,
+    Translation,
+    Verdict,
+)
 from flm.engines.ollama_answer import ChatAnswer, ChatStream, EmbeddingAnswer
 from flm.engines.places import dialled, executables
 from flm.engines.probing import MAX_MODELS, RECOGNISED, body_of, dismissed, foreign, listed, server, shaped
@@ -79,12 +90,12 @@ _NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,9})\s*$", re.MULTILINE)
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
-class Ollama:
+class Ollama(DialectDefaults):
     kind = "ollama"
     label = "Ollama"
     idle_seconds = 60.0  # seen alive beyond that; the server has no idle timeout of its own
 
-    def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+    def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         """What OLLAMA_HOST says, then the default: a service and a shell need not share an environment."""
         named = environment.get("OLLAMA_HOST")
         own = (own_address(named),) if named else ()

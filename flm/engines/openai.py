@@ -6,7 +6,6 @@ add to it, and passes everything else through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -42,15 +41,8 @@ _PATH = "/v1/models"
 class OpenAI(PassThrough):
     kind = "openai"
     label = "OpenAI-compatible server"
-    idle_seconds = 4.0  # uvicorn, under many of these servers, closes after 5 s
     # The API's own three, and the one more that a common server knows; the server refuses what it lacks.
     response_formats = frozenset({"text", "json_object", "json_schema", "structural_tag"})
-
-    def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
-        return ()
-
-    def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
-        return ()
 
     def identify(self) -> Identifying:
         answer = yield Probe(_PATH)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from flm.config import MAX_ERROR_BODY_BYTES
-from flm.engines.base import Call, Change, Endpoint, Translation, UpstreamRequest
+from flm.engines.base import Call, Change, DialectDefaults, Endpoint, Translation, UpstreamRequest
 from flm.engines.refusals import reported, unreadable
 from flm.engines.requests import (
     check_modalities,
@@ -234,7 +234,7 @@ class PassedAnswer(WholeAnswer):
         return self._model.anew(fields)
 
 
-class PassThrough:
+class PassThrough(DialectDefaults):
     """The half of a dialect that translates; a subclass adds how its engine is found, and what it lacks."""
 
     response_formats: frozenset[str] = frozenset({"text", "json_object", "json_schema"})

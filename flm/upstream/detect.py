@@ -204,7 +204,7 @@ async def detect_engines(
     kinds not among `dialects` are left out. Sorted by id.
     """
     installed = await _installed(dialects, environment, system, home, runnable)
-    usual = [(dialect, url) for dialect in dialects for url in dialect.addresses(environment)] if discover else []
+    usual = [(dialect, url) for dialect in dialects for url in dialect.addresses(environment, {})] if discover else []
     candidates = _candidates(dialects, usual, registered, installed)
     checks = [
         identify(

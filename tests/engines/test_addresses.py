@@ -52,10 +52,10 @@ def test_ollama_host(value: str, scheme: str, host: str, port: str, path: str, d
 
 def test_ollama_addresses() -> None:
     addresses = DIALECTS["ollama"].addresses
-    assert addresses({}) == (LOCAL,)
-    assert addresses({"OLLAMA_HOST": "0.0.0.0"}) == (LOCAL,)
-    assert addresses({"OLLAMA_HOST": "10.0.0.5:5"}) == ("http://10.0.0.5:5", LOCAL)
-    assert addresses({"OLLAMA_HOST": "ollama.com"}) == (LOCAL,)
+    assert addresses({}, {}) == (LOCAL,)
+    assert addresses({"OLLAMA_HOST": "0.0.0.0"}, {}) == (LOCAL,)
+    assert addresses({"OLLAMA_HOST": "10.0.0.5:5"}, {}) == ("http://10.0.0.5:5", LOCAL)
+    assert addresses({"OLLAMA_HOST": "ollama.com"}, {}) == (LOCAL,)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_ollama_addresses() -> None:
     ],
 )
 def test_llama_addresses(environment: dict[str, str], expected: tuple[str, ...]) -> None:
-    assert DIALECTS["llamacpp"].addresses(environment) == expected
+    assert DIALECTS["llamacpp"].addresses(environment, {}) == expected
 
 
 def test_a_registered_server_is_not_looked_for() -> None:
-    assert DIALECTS["openai"].addresses({"OPENAI_BASE_URL": "http://x"}) == ()
+    assert DIALECTS["openai"].addresses({"OPENAI_BASE_URL": "http://x"}, {}) == ()
     assert DIALECTS["openai"].binaries("linux", {"PATH": "/usr/bin"}, "/home/a") == ()
 
 

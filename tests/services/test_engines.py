@@ -30,7 +30,7 @@ CREDENTIAL = "canary-credential-7f3a"
 class OnlyWhereWeSay(Ollama):
     """This machine may have engines on the usual ports, or their programs installed."""
 
-    def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+    def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         return (environment["OLLAMA_HOST"],)
 
     def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:

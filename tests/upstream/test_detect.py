@@ -12,7 +12,17 @@ import pytest
 
 from flm.config import DETECT_TIMEOUT_SECONDS, PROBE_BODY_BYTES, PROBE_TIMEOUT_SECONDS, Settings
 from flm.engines import registry
-from flm.engines.base import Call, Identifying, Identity, Listing, ListingError, Probe, Translation, Verdict
+from flm.engines.base import (
+    Call,
+    DialectDefaults,
+    Identifying,
+    Identity,
+    Listing,
+    ListingError,
+    Probe,
+    Translation,
+    Verdict,
+)
 from flm.snapshot import Model
 from flm.upstream.detect import Detected, Registered, detect_engines, executable, identify, list_models
 from flm.upstream.health import DEGRADED, HEALTHY, INSTALLED, UNREACHABLE, WRONG, Thresholds
@@ -23,7 +33,7 @@ PATIENT = {"probe_timeout": 10.0, "total_timeout": 20.0}  # a busy machine is no
 QUICK = {"probe_timeout": 0.2, "total_timeout": 0.4}
 
 
-class Toy:
+class Toy(DialectDefaults):
     """A kind of engine for tests: at `/id` it says its kind and version, at `/list` one model a line."""
 
     idle_seconds = 5.0
@@ -32,7 +42,7 @@ class Toy:
         self.kind = self.label = kind
         self.says = says or kind.encode()
 
-    def addresses(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+    def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         return tuple(environment.get(self.kind, "").split())
 
     def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
