@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Generator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from flm.errors import Header
 from flm.snapshot import Model
 from flm.wire.openai import Peek
+
+if TYPE_CHECKING:
+    from flm.engines.capabilities import Table
 
 
 class Endpoint(enum.Enum):
@@ -96,7 +99,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One parameter that was not passed on as it came: `action` is `clamped`, `dropped` or `changed`.
+    """One parameter that does not have the effect asked for: `action` is `clamped`, `changed`, `dropped` or `ignored`.
 
     Rendered in `x-flm-warnings` as `parameter;action=…;value=…` (RFC 9651 list).
     """
@@ -159,13 +162,14 @@ class Dialect(Protocol):
     """One kind of engine. An instance is stateless and shared by all requests.
 
     `kind`: the name in settings and databases. `label`: the name for people. `idle_seconds`: how long a pooled
-    connection may lie idle before the engine is likely to close it. `closed_routes`: what the pass-through does not
-    let through by itself.
+    connection may lie idle before the engine is likely to close it. `chat_table`: what becomes of each parameter of
+    a chat request. `closed_routes`: what the pass-through does not let through by itself.
     """
 
     kind: str
     label: str
     idle_seconds: float
+    chat_table: Table
     closed_routes: tuple[ClosedRoute, ...]
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from flm.engines.base import Answer, Identifying, Identity, Listing, Probe, Verdict
+from flm.engines.capabilities import Act, Rule, Table
+from flm.engines.chat_cases import CHAT_CASES, LOCAL
 from flm.engines.passthrough import PassThrough
 from flm.engines.places import dialled, executables
 from flm.engines.probing import (
@@ -25,8 +27,8 @@ from flm.engines.probing import (
     server,
     shaped,
 )
+from flm.engines.requests import only_named_tool, without_tools
 from flm.snapshot import Model
-from flm.wire.chat import ChatParameters, invalid, named_tool, tool_name
 
 # 9931 is announced as a later default port (LCP#26508).
 DEFAULT_PORTS = (8080, 9931)
@@ -91,6 +93,17 @@ class LlamaCpp(PassThrough):
     label = "llama.cpp"
     idle_seconds = 4.0  # cpp-httplib's keep-alive timeout is 5 s
     takes_dimensions = False
+    chat_table = Table(
+        CHAT_CASES,
+        {
+            **LOCAL,
+            # With the tools still offered it writes the call as text (seen on b10573).
+            'tool_choice "none"': (Rule(Act.REWORD, "without the tools", make=without_tools),),
+            "tool_choice of one function": (
+                Rule(Act.REWORD, 'as `tool_choice` "required" with that one tool', make=only_named_tool),
+            ),
+        },
+    )
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         """The defaults, and what LLAMA_ARG_HOST, LLAMA_ARG_PORT and LLAMA_ARG_API_PREFIX say in front of them."""
@@ -140,15 +153,6 @@ class LlamaCpp(PassThrough):
             return tuple(_routed(entry) for entry in found.data[:MAX_MODELS])
         properties = shaped((yield Probe("/props")), _properties)
         return tuple(_served(entry, properties) for entry in found.data[:MAX_MODELS])
-
-    def adapt(self, chat: ChatParameters, replaced: dict[str, Any]) -> None:
-        if isinstance(chat.tool_choice, dict):
-            name = named_tool(chat.tool_choice)
-            tools = [tool for tool in chat.tools or () if tool_name(tool) == name]
-            if not tools:
-                raise invalid(f"`tool_choice` names {name!r}, which is not among `tools`", "tool_choice")
-            replaced["tools"] = tools[:1]
-            replaced["tool_choice"] = "required"
 
 
 def _busy(health: Answer, marked: bool) -> Identity:

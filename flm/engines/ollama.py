@@ -31,6 +31,7 @@ from flm.engines.base import (
     Verdict,
 )
 from flm.engines.ollama_answer import ChatAnswer, ChatStream, EmbeddingAnswer
+from flm.engines.ollama_table import CHAT_TABLE
 from flm.engines.places import dialled, executables
 from flm.engines.probing import MAX_MODELS, RECOGNISED, body_of, dismissed, foreign, listed, server, shaped
 from flm.snapshot import Model
@@ -93,6 +94,7 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)
 class Ollama(DialectDefaults):
     kind = "ollama"
     label = "Ollama"
+    chat_table = CHAT_TABLE
     idle_seconds = 60.0  # seen alive beyond that; the server has no idle timeout of its own
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -10,19 +10,14 @@ Does not know how the answer is translated (`ollama_answer`) nor how an Ollama i
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from flm.engines.base import Call, Change, UpstreamRequest
-from flm.engines.requests import (
-    check_modalities,
-    check_response_format,
-    check_tool_choice,
-    clamped_temperature,
-)
+from flm.engines.capabilities import older
+from flm.engines.ollama_table import CHAT_TABLE
+from flm.engines.requests import check_tool_choice
 from flm.errors import ErrorKind, RequestError
 from flm.wire.chat import (
     QUOTE,
@@ -34,7 +29,7 @@ from flm.wire.chat import (
     decoded,
     first_byte,
     invalid,
-    named_tool,
+    modalities,
     parameters,
     tool_name,
 )
@@ -42,7 +37,6 @@ from flm.wire.embeddings import EmbeddingParameters, input_kind
 
 Raw = msgspec.Raw
 DIMENSIONS_SINCE: Final = (0, 11, 11)
-LOGPROBS_SINCE: Final = (0, 12, 11)
 MAX_EFFORT_SINCE: Final = (0, 22, 0)
 LEVELS_SINCE: Final = (0, 12, 0)  # before, a level was refused for every model but one family
 THINKS_BY_ITSELF_SINCE: Final = (0, 12, 0)  # before, a silent request left the thoughts in the text, with their tags
@@ -64,16 +58,6 @@ _EFFORTS: Final[dict[str, bool | str]] = {
     "xhigh": "max",
     "max": "max",
 }
-# What would change the answer and has no counterpart; what would not (`user`, `metadata`, `store`, …) goes silently.
-_NO_COUNTERPART: Final = (
-    "logit_bias",
-    "functions",
-    "function_call",
-    "audio",
-    "prediction",
-    "web_search_options",
-)
-_EMPTY: Final = frozenset({b"null", b"{}", b"[]"})
 
 
 class NativeParameters(ChatParameters, frozen=True, kw_only=True):
@@ -158,7 +142,6 @@ class _EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     dimensions: int | None = None
 
 
-_NUMBERS = re.compile(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?")
 _encoder = msgspec.json.Encoder()
 _calls = msgspec.json.Decoder(tuple[_GivenCall, ...] | None)
 _object = msgspec.json.Decoder(dict[str, Raw])
@@ -171,23 +154,22 @@ def chat(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...]]:
     """`/api/chat` for this call, and what could not be passed on. Raises RequestError."""
     wanted = parameters(call.peek.fields, NativeParameters)
     check_tool_choice(wanted)
-    check_response_format(wanted, ("text", "json_object", "json_schema"))
-    check_modalities(call, wanted)
-    changes = _dropped(call.peek.fields, wanted)
-    logprobs = _logprobs(wanted, call.engine_version, changes)
+    decided = CHAT_TABLE.decide(call, modalities(wanted.messages))
+    if decided.changes or decided.fields != call.peek.fields:
+        wanted = parameters(decided.fields, NativeParameters)
     request = _ChatRequest(
         call.model,
         _messages(wanted.messages),
         call.peek.stream,
-        tools=_tools(wanted, changes),
+        tools=_tools(wanted),
         format=_format(wanted),
-        options=_options(wanted, changes),
+        options=_options(wanted),
         keep_alive=wanted.keep_alive,
-        think=_think(wanted, call, changes),
-        logprobs=logprobs,
-        top_logprobs=wanted.top_logprobs if logprobs else None,
+        think=_think(wanted, call),
+        logprobs=wanted.logprobs or None,
+        top_logprobs=_top_logprobs(wanted),
     )
-    return UpstreamRequest("/api/chat", _encoder.encode(request)), tuple(changes)
+    return UpstreamRequest("/api/chat", _encoder.encode(request)), tuple(decided.changes)
 
 
 def embed(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...], EmbeddingParameters]:
@@ -206,30 +188,9 @@ def embed(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...], EmbeddingPar
     return UpstreamRequest("/api/embed", _encoder.encode(request)), changes, wanted
 
 
-def older(version: str | None, since: tuple[int, int, int]) -> bool:
-    """Whether `version` is known to be older than `since`; self-built engines say 0.0.0, which tells nothing."""
-    match = _NUMBERS.match(version or "")
-    numbers = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
-    return any(numbers) and numbers < since
-
-
-def _dropped(fields: Mapping[str, Raw], wanted: NativeParameters) -> list[Change]:
-    changes = [
-        Change(name, "dropped") for name in _NO_COUNTERPART if name in fields and bytes(fields[name]) not in _EMPTY
-    ]
-    if wanted.n is not None and wanted.n > 1:
-        changes.append(Change("n", "changed", 1))
-    if wanted.parallel_tool_calls is False:
-        changes.append(Change("parallel_tool_calls", "dropped"))
-    return changes
-
-
-def _options(wanted: NativeParameters, changes: list[Change]) -> _Options | None:
-    temperature, change = clamped_temperature(wanted.temperature)
-    if change is not None:
-        changes.append(change)
+def _options(wanted: NativeParameters) -> _Options | None:
     options = _Options(
-        temperature=temperature,
+        temperature=wanted.temperature,
         top_p=wanted.top_p,
         top_k=wanted.top_k,
         min_p=wanted.min_p,
@@ -244,13 +205,10 @@ def _options(wanted: NativeParameters, changes: list[Change]) -> _Options | None
     return None if options == _Options() else options
 
 
-def _logprobs(wanted: NativeParameters, version: str | None, changes: list[Change]) -> bool | None:
+def _top_logprobs(wanted: NativeParameters) -> int | None:
     if wanted.top_logprobs is not None and not 0 <= wanted.top_logprobs <= 20:
         raise invalid("`top_logprobs` must be from 0 to 20", "top_logprobs")
-    if wanted.logprobs and older(version, LOGPROBS_SINCE):
-        changes.append(Change("logprobs", "dropped"))
-        return None
-    return wanted.logprobs or None
+    return wanted.top_logprobs if wanted.logprobs else None
 
 
 def _format(wanted: NativeParameters) -> Raw | None:
@@ -265,8 +223,7 @@ def _format(wanted: NativeParameters) -> Raw | None:
     return schema
 
 
-def _think(wanted: NativeParameters, call: Call, changes: list[Change]) -> bool | str | None:
-    unable = bool(call.capabilities) and "thinking" not in call.capabilities
+def _think(wanted: NativeParameters, call: Call) -> bool | str | None:
     effort = wanted.reasoning_effort
     if effort is None:
         able = "thinking" in call.capabilities
@@ -274,31 +231,17 @@ def _think(wanted: NativeParameters, call: Call, changes: list[Change]) -> bool 
     level = _EFFORTS.get(effort)
     if level is None:
         raise invalid(f"`reasoning_effort` must be one of {', '.join(_EFFORTS)}", "reasoning_effort")
-    if unable:
-        if level:
-            changes.append(Change("reasoning_effort", "dropped"))
-        return None
+    if call.capabilities and "thinking" not in call.capabilities:
+        return None  # asked not to think, it would refuse; a wish to think has been dropped before
     if level == "max" and older(call.engine_version, MAX_EFFORT_SINCE):
         level = "high"
     return True if level and older(call.engine_version, LEVELS_SINCE) else level
 
 
-def _tools(wanted: NativeParameters, changes: list[Change]) -> tuple[Tool, ...] | None:
-    tools = wanted.tools or ()
-    names = [tool_name(tool) for tool in tools]
-    if None in names:
+def _tools(wanted: NativeParameters) -> tuple[Tool, ...] | None:
+    if None in [tool_name(tool) for tool in wanted.tools or ()]:
         raise RequestError(ErrorKind.UNSUPPORTED_PARAMETER, "only tools of type function are supported", param="tools")
-    choice = wanted.tool_choice
-    if choice == "none":
-        return None
-    if isinstance(choice, dict):
-        name = named_tool(choice)
-        if name not in names:
-            raise invalid(f"`tool_choice` names {name!r}, which is not among `tools`", "tool_choice")
-        tools = (tools[names.index(name)],)
-    if choice == "required" or isinstance(choice, dict):
-        changes.append(Change("tool_choice", "changed", "auto"))
-    return tools or None
+    return wanted.tools or None
 
 
 def _messages(messages: tuple[Message, ...]) -> list[_NativeMessage]:

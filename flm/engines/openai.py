@@ -11,6 +11,8 @@ from typing import Annotated
 import msgspec
 
 from flm.engines.base import Identifying, Identity, Listing, Probe, Verdict
+from flm.engines.capabilities import Act, Rule, Table
+from flm.engines.chat_cases import CHAT_CASES, COMMON
 from flm.engines.passthrough import PassThrough
 from flm.engines.probing import MAX_MODELS, RECOGNISED, body_of, dismissed, foreign, listed, shaped
 from flm.snapshot import Model
@@ -41,8 +43,8 @@ _PATH = "/v1/models"
 class OpenAI(PassThrough):
     kind = "openai"
     label = "OpenAI-compatible server"
-    # The API's own three, and the one more that a common server knows; the server refuses what it lacks.
-    response_formats = frozenset({"text", "json_object", "json_schema", "structural_tag"})
+    # A common server knows this one beside the API's own three; a server refuses what it lacks.
+    chat_table = Table(CHAT_CASES, {**COMMON, "response_format structural_tag": (Rule(Act.PASS),)})
 
     def identify(self) -> Identifying:
         answer = yield Probe(_PATH)

@@ -17,16 +17,13 @@ import msgspec
 
 from flm.config import MAX_ERROR_BODY_BYTES
 from flm.engines.base import Call, Change, DialectDefaults, Endpoint, Translation, UpstreamRequest
+from flm.engines.capabilities import Table
+from flm.engines.chat_cases import CHAT_CASES, COMMON
 from flm.engines.refusals import reported, unreadable
-from flm.engines.requests import (
-    check_modalities,
-    check_response_format,
-    check_tool_choice,
-    clamped_temperature,
-)
+from flm.engines.requests import check_tool_choice
 from flm.engines.translation import AnswerTranslation, WholeAnswer
 from flm.errors import UpstreamProtocolError
-from flm.wire.chat import BRACKET, MALFORMED, ChatParameters, first_byte, parameters
+from flm.wire.chat import BRACKET, MALFORMED, ChatParameters, first_byte, modalities, parameters
 from flm.wire.chunks import DONE
 from flm.wire.embeddings import EmbeddingParameters, base64_vector, input_kind
 from flm.wire.framing import Comment, Event, EventReader, readable
@@ -237,7 +234,7 @@ class PassedAnswer(WholeAnswer):
 class PassThrough(DialectDefaults):
     """The half of a dialect that translates; a subclass adds how its engine is found, and what it lacks."""
 
-    response_formats: frozenset[str] = frozenset({"text", "json_object", "json_schema"})
+    chat_table: Table = Table(CHAT_CASES, COMMON)
     takes_dimensions: bool = True  # whether embeddings are cut to `dimensions`, or it is ignored in silence
 
     def begin(self, call: Call) -> Translation:
@@ -247,30 +244,19 @@ class PassThrough(DialectDefaults):
             input_kind(wanted.input)
             ignored = wanted.dimensions is not None and not self.takes_dimensions
             return PassedAnswer(
-                self._request(call, {}),
+                self._request(call, call.peek.fields),
                 (Change("dimensions", "dropped"),) if ignored else (),
                 call,
                 base64=wanted.encoding_format == "base64",
             )
         chat = parameters(call.peek.fields, ChatParameters)
         check_tool_choice(chat)
-        check_response_format(chat, self.response_formats)
-        check_modalities(call, chat)
-        replaced: dict[str, Any] = {}
-        changes: list[Change] = []
-        temperature, change = clamped_temperature(chat.temperature)
-        if change is not None:
-            replaced["temperature"] = temperature
-            changes.append(change)
-        self.adapt(chat, replaced)
-        request = self._request(call, replaced)
+        decided = self.chat_table.decide(call, modalities(chat.messages))
+        request = self._request(call, decided.fields)
+        changes = tuple(decided.changes)
         if call.peek.stream:
-            return PassedStream(request, tuple(changes), call)
-        return PassedAnswer(request, tuple(changes), call, base64=False)
+            return PassedStream(request, changes, call)
+        return PassedAnswer(request, changes, call, base64=False)
 
-    def adapt(self, chat: ChatParameters, replaced: dict[str, Any]) -> None:
-        """Put into `replaced` the fields this engine needs in another form. Raises RequestError."""
-
-    def _request(self, call: Call, replaced: dict[str, Any]) -> UpstreamRequest:
-        body = _encoder.encode({**call.peek.fields, **replaced, "model": call.model})
-        return UpstreamRequest(call.endpoint.value, body)
+    def _request(self, call: Call, fields: Mapping[str, Any]) -> UpstreamRequest:
+        return UpstreamRequest(call.endpoint.value, _encoder.encode({**fields, "model": call.model}))

@@ -1,45 +1,23 @@
-"""What is checked and mended in a request for every engine, before any engine is asked.
+"""What is checked in a request for every engine, and rewordings that several engines need.
 
-Knows the API's own bounds and what a model says it can take in; what only one engine lacks stands in its own file.
+Knows the API's own bounds; what only one engine lacks stands in its own file, in its capability table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
+from typing import Any
 
-from flm.engines.base import Call, Change
+import msgspec
+
 from flm.errors import ErrorKind, RequestError
-from flm.wire.chat import ChatParameters, modalities
+from flm.wire.chat import ChatParameters, Tool, decoded, invalid, named_tool, tool_name
 
-# The capability a model must have for each kind of input, as engines name it in their model lists.
-_NEEDED = {"image": "vision", "audio": "audio", "video": "video"}
-TEMPERATURE_MIN, TEMPERATURE_MAX = 0, 2
+Raw = msgspec.Raw
 
-
-def clamped_temperature(value: float | None) -> tuple[float | None, Change | None]:
-    """`temperature` within 0..2, and the change if it was outside."""
-    if value is None or TEMPERATURE_MIN <= value <= TEMPERATURE_MAX:
-        return value, None
-    bound = TEMPERATURE_MAX if value > TEMPERATURE_MAX else TEMPERATURE_MIN
-    return bound, Change("temperature", "clamped", bound)
-
-
-def check_modalities(call: Call, parameters: ChatParameters) -> None:
-    """Raises UNSUPPORTED_MODALITIES if the messages hold what the model is known not to take in."""
-    if not call.capabilities:
-        return  # unknown: the engine will say
-    for kind in sorted(modalities(parameters.messages)):
-        if _NEEDED[kind] not in call.capabilities:
-            message = f"the model {call.peek.model!r} takes no {kind} input"
-            raise RequestError(ErrorKind.UNSUPPORTED_MODALITIES, message, param="messages")
-
-
-def check_response_format(parameters: ChatParameters, known: Collection[str]) -> None:
-    """Raises UNSUPPORTED_PARAMETER for a `response_format.type` that is not in `known`."""
-    wanted = parameters.response_format
-    if wanted is not None and wanted.type not in known:
-        message = f"`response_format.type` {wanted.type!r} is not supported; supported: {', '.join(sorted(known))}"
-        raise RequestError(ErrorKind.UNSUPPORTED_PARAMETER, message, param="response_format")
+_choice = msgspec.json.Decoder(dict[str, Raw])
+_tools = msgspec.json.Decoder(tuple[Raw, ...] | None)
+_tool = msgspec.json.Decoder(Tool)
 
 
 def check_tool_choice(parameters: ChatParameters) -> None:
@@ -48,3 +26,26 @@ def check_tool_choice(parameters: ChatParameters) -> None:
     if isinstance(choice, str) and choice not in ("none", "auto", "required"):
         message = f"`tool_choice` must be none, auto, required or an object, not {choice!r}"
         raise RequestError(ErrorKind.INVALID_REQUEST, message, param="tool_choice")
+
+
+def only_named_tool(choice: Raw, fields: Mapping[str, Raw]) -> dict[str, Any]:
+    """A `tool_choice` of one function, for engines that cannot read it: `required`, with that function alone.
+
+    Raises INVALID_REQUEST if it is not among the tools.
+    """
+    return {"tools": [named_in_tools(choice, fields)], "tool_choice": "required"}
+
+
+def without_tools(_choice: Raw, _fields: Mapping[str, Raw]) -> dict[str, Any]:
+    """A `tool_choice` of none, for engines that call a tool all the same once they have seen it."""
+    return {"tools": msgspec.UNSET, "tool_choice": msgspec.UNSET}
+
+
+def named_in_tools(choice: Raw, fields: Mapping[str, Raw]) -> Raw:
+    """The tool that a `tool_choice` of one function names. Raises INVALID_REQUEST if it is not among the tools."""
+    name = named_tool(_choice.decode(choice))
+    tools: tuple[Raw, ...] = decoded(_tools, fields.get("tools", Raw(b"null")), "tools") or ()
+    for tool in tools:
+        if tool_name(decoded(_tool, tool, "tools")) == name:
+            return tool
+    raise invalid(f"`tool_choice` names {name!r}, which is not among `tools`", "tool_choice")

@@ -165,13 +165,19 @@ _MODALITIES = {
     "input_audio": "audio",
     "video_url": "video",
     "audio_url": "audio",
+    "file": "file",
 }
 
 
 def modalities(messages: Sequence[Message]) -> frozenset[str]:
-    """What the messages hold besides text: `image`, `audio`, `video`. Raises INVALID_REQUEST for malformed parts."""
+    """What the messages hold besides text: `image`, `audio`, `video`, `file`, and the `name` of who speaks.
+
+    Raises INVALID_REQUEST for malformed parts.
+    """
     found = set()
     for index, message in enumerate(messages):
+        if message.name and message.role not in ("tool", "function"):
+            found.add("name")
         if first_byte(message.content) == BRACKET:
             for part in content_parts(message.content, f"messages[{index}].content"):
                 if part.type in _MODALITIES:

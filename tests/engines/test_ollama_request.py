@@ -177,7 +177,7 @@ def test_logprobs_on_a_version_without_them() -> None:
     found, changes = sent(chat(logprobs=True, top_logprobs=3), engine_version="0.11.4")
     assert "logprobs" not in found
     assert "top_logprobs" not in found
-    assert changes == (Change("logprobs", "dropped"),)
+    assert changes == (Change("logprobs", "dropped"), Change("top_logprobs", "dropped"))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,13 @@ def test_logprobs_on_a_version_without_them() -> None:
         ({"logit_bias": {}}, None, None, ()),
         ({"parallel_tool_calls": False}, None, None, (Change("parallel_tool_calls", "dropped"),)),
         ({"functions": [{"name": "f"}]}, None, None, (Change("functions", "dropped"),)),
-        ({"user": "u", "metadata": {}, "store": True, "service_tier": "auto", "x": 1}, None, None, ()),
+        ({"metadata": {}, "store": False, "service_tier": "auto", "user": None, "x": None}, None, None, ()),
+        (
+            {"user": "u", "store": True, "x": 1},
+            None,
+            None,
+            (Change("user", "dropped"), Change("store", "dropped"), Change("x", "dropped")),
+        ),
     ],
 )
 def test_what_is_changed_is_said(
@@ -303,11 +309,9 @@ BAD = 400, "invalid_request"
         (with_content({"text": "x"}), (*BAD, "messages[0].content")),
         (with_content({"type": "text"}), (*BAD, "messages[0].content")),
         (with_content({"type": "text", "text": 1}), (*BAD, "messages[0].content")),
-        (with_content({"type": "file", "file": {}}), (*BAD, "messages[0].content")),
-        (
-            with_content({"type": "input_audio", "input_audio": {}}),
-            (422, "unsupported_modalities", "messages[0].content"),
-        ),
+        (with_content({"type": "file", "file": {}}), (422, "unsupported_modalities", "messages")),
+        (with_content({"type": "input_audio", "input_audio": {}}), (422, "unsupported_modalities", "messages")),
+        (with_content({"type": "hologram"}), (*BAD, "messages[0].content")),
         (image("http://169.254.169.254/"), (*BAD, "messages[0].content")),
         (image("https://example.com/a.png"), (*BAD, "messages[0].content")),
         (image("file:///etc/passwd"), (*BAD, "messages[0].content")),
