@@ -14,12 +14,15 @@ import msgspec
 from flm.snapshot import Model
 from flm.store.database import Reader, Row, Transaction
 
-_UPSTREAM = "id, kind, url, connect_timeout, first_byte_timeout, between_bytes_timeout, total_timeout, created_at"
+_UPSTREAM = "id, kind, url, connect_timeout, first_byte_timeout, between_bytes_timeout, total_timeout, created_at, ca"
 _SEEN = "id, kind, url, status, source, version, latency_ms, last_error, models, checked_at"
 
 
 class Upstream(msgspec.Struct, frozen=True):
-    """An engine that somebody registered. Timeouts are seconds, None takes the setting; `created_at` Unix seconds."""
+    """An engine that somebody registered. Timeouts are seconds, None takes the setting; `created_at` Unix seconds.
+
+    `ca`: PEM text of the authorities that its certificate is verified by, None for the system's.
+    """
 
     id: str
     kind: str
@@ -29,6 +32,7 @@ class Upstream(msgspec.Struct, frozen=True):
     between_bytes_timeout: float | None
     total_timeout: float | None
     created_at: int
+    ca: str | None = None
 
 
 class SeenEngine(msgspec.Struct, frozen=True):
@@ -54,7 +58,7 @@ async def registered(reader: Reader) -> list[Upstream]:
 async def register(transaction: Transaction, upstream: Upstream) -> None:
     """In config.db."""
     await transaction.change(
-        f"INSERT INTO upstreams ({_UPSTREAM}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
+        f"INSERT INTO upstreams ({_UPSTREAM}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
         msgspec.structs.astuple(upstream),
     )
 
@@ -66,8 +70,22 @@ async def unregister(transaction: Transaction, engine_id: str) -> bool:
 
 
 async def aliases(reader: Reader) -> dict[str, str]:
-    """From config.db: alias to the model id it stands for."""
-    return {str(alias): str(target) for alias, target in await reader.rows("SELECT alias, target FROM model_aliases")}
+    """From config.db, by alias: alias to the model id or plain name it stands for."""
+    rows = await reader.rows("SELECT alias, target FROM model_aliases ORDER BY alias")
+    return {str(alias): str(target) for alias, target in rows}
+
+
+async def put_alias(transaction: Transaction, alias: str, target: str) -> None:
+    """In config.db, instead of what the alias stood for before."""
+    await transaction.change(
+        "INSERT INTO model_aliases VALUES (?, ?) ON CONFLICT (alias) DO UPDATE SET target = excluded.target",
+        (alias, target),
+    )
+
+
+async def remove_alias(transaction: Transaction, alias: str) -> bool:
+    """In config.db. False if there was no such alias."""
+    return await transaction.change("DELETE FROM model_aliases WHERE alias = ?", (alias,)) > 0
 
 
 async def credentials(reader: Reader) -> dict[str, str]:

@@ -68,6 +68,9 @@ _CONFIG_1: Final[Migration] = (
     *_watched("model_aliases"),
 )
 
+# The authorities that an engine's certificate is verified by, as PEM text; NULL: the system's.
+_CONFIG_2: Final[Migration] = ("ALTER TABLE upstreams ADD COLUMN ca TEXT",)
+
 _SECURITY_1: Final[Migration] = (
     *_GENERATION,
     # slot: the dense number by which shared memory knows the key. salt, digest: see flm._native.hash_secret.
@@ -83,7 +86,7 @@ _SECURITY_1: Final[Migration] = (
 CONFIG: Final = Schema(
     name="config",
     application_id=0x464C4D43,  # "FLMC"
-    migrations=(_CONFIG_1,),
+    migrations=(_CONFIG_1, _CONFIG_2),
     tables=frozenset({"generation", "settings", "upstreams", "model_aliases", "engines_cache"}),
     synchronous="NORMAL",
 )

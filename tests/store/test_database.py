@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from flm.errors import CommandCode, CommandError
-from flm.store import database, inspection, opening, settings
+from flm.store import database, engines, inspection, opening, settings
 from flm.store.database import Database, open_config, open_security
 from flm.store.folder import Folder
 from flm.store.schema import CONFIG, SCHEMAS, SECURITY, Schema
@@ -266,12 +266,12 @@ class TestMigrating:
         connection = opening.open_connection(used, self.NEXT)
         assert connection.execute("SELECT x FROM more").fetchall() == [(1,)]
         assert connection.execute("SELECT value FROM settings").fetchall() == [("4000",)]
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (CONFIG.version + 1,)
         connection.close()
-        copy = used.root / "config.db.before-v2"
+        copy = used.root / f"config.db.before-v{CONFIG.version + 1}"
         assert copy.stat().st_mode & 0o777 == 0o600
         kept = sqlite3.connect(copy)
-        assert kept.execute("PRAGMA user_version").fetchone() == (1,)
+        assert kept.execute("PRAGMA user_version").fetchone() == (CONFIG.version,)
         assert kept.execute("SELECT value FROM settings").fetchall() == [("4000",)]
         kept.close()
 
@@ -282,14 +282,42 @@ class TestMigrating:
         connection = opening.open_connection(used, CONFIG)
         names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         assert names == CONFIG.tables
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (CONFIG.version,)
         connection.close()
 
     def test_a_copy_that_was_cut_off_is_no_copy(self, used: Folder) -> None:
-        (used.root / "config.db.before-v2.partial").write_bytes(b"half")
+        copy = used.root / f"config.db.before-v{CONFIG.version + 1}"
+        partial = copy.with_name(copy.name + ".partial")
+        partial.write_bytes(b"half")
         opening.open_connection(used, self.NEXT).close()
-        assert not (used.root / "config.db.before-v2.partial").exists()
-        assert (used.root / "config.db.before-v2").stat().st_size > 4096
+        assert not partial.exists()
+        assert copy.stat().st_size > 4096
+
+    def test_engines_of_the_first_version_have_no_authorities_of_their_own(self, folder: Folder) -> None:
+        first = msgspec.structs.replace(CONFIG, migrations=CONFIG.migrations[:1])
+        folder.root.mkdir(mode=0o700)
+        for schema in (first, SECURITY):
+            path = opening.path_of(folder, schema)
+            path.touch(mode=0o600)
+            opening.migrate(path, schema)
+        connection = sqlite3.connect(folder.config)
+        connection.execute("INSERT INTO upstreams VALUES ('a', 'openai', 'http://127.0.0.1:1', 1, NULL, NULL, 0, 7)")
+        connection.commit()
+        connection.close()
+
+        async def main() -> list[engines.Upstream]:
+            async with await open_config(folder) as config:
+                before = await config.generation()
+                async with config.transaction() as transaction:
+                    await engines.register(
+                        transaction, engines.Upstream("b", "openai", "https://h", None, None, None, None, 8, "PEM")
+                    )
+                assert await config.generation() > before
+                return await engines.registered(config)
+
+        old, new = asyncio.run(main())
+        assert (old.id, old.connect_timeout, old.total_timeout, old.created_at, old.ca) == ("a", 1, 0, 7, None)
+        assert (new.id, new.ca) == ("b", "PEM")
 
 
 async def put_and_raise(config: Database) -> None:
