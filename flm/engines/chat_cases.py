@@ -129,6 +129,13 @@ CHAT_CASES: Final[tuple[Case, ...]] = (
         beside={"messages": [{"role": "user", "name": "Ada", "content": "Who am I?"}]},
     ),
     Case(
+        "role developer",
+        "messages.role",
+        "developer",
+        modality="developer",
+        beside={"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hello"}]},
+    ),
+    Case(
         "audio parts",
         "messages",
         _user({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),

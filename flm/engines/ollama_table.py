@@ -34,7 +34,7 @@ def _no(what: str) -> tuple[Rule, ...]:
     return (Rule(Act.REFUSE, f"this engine takes no {what} input", kind=_MODALITY),)
 
 
-_NO_LOGPROBS = Rule(Act.DROP, "before 0.12.11", before=LOGPROBS_SINCE)
+_NO_LOGPROBS = Rule(Act.DROP, before=LOGPROBS_SINCE)
 CHAT_TABLE: Final = Table(
     CHAT_CASES,
     {
@@ -63,15 +63,16 @@ CHAT_TABLE: Final = Table(
         "response_format json_object": (Rule(Act.REWORD, at="format"),),
         "response_format json_schema": (Rule(Act.REWORD, at="format"),),
         'reasoning_effort "none"': (
-            Rule(Act.REWORD, "nothing is sent to a model that cannot think", lacking="thinking"),
+            Rule(Act.REWORD, "nothing is sent", lacking="thinking"),
             Rule(Act.REWORD, at="think"),
         ),
         "reasoning_effort": (
-            Rule(Act.DROP, "for models that cannot think", lacking="thinking"),
+            Rule(Act.DROP, lacking="thinking"),
             Rule(Act.REWORD, at="think"),
         ),
         "modalities with audio": NO_SPEECH,
         "image parts": (*COMMON["image parts"], Rule(Act.REWORD, at="messages.0.images")),
+        "role developer": (Rule(Act.REWORD, "as `system`", at="messages.0.role"),),
         "audio parts": _no("audio"),
         "video parts": _no("video"),
         "file parts": _no("file"),

@@ -170,7 +170,7 @@ _MODALITIES = {
 
 
 def modalities(messages: Sequence[Message]) -> frozenset[str]:
-    """What the messages hold besides text: `image`, `audio`, `video`, `file`, and the `name` of who speaks.
+    """What the messages hold besides text: `image`, `audio`, `video`, `file`, the `name` of who speaks, a `developer`.
 
     Raises INVALID_REQUEST for malformed parts.
     """
@@ -178,6 +178,8 @@ def modalities(messages: Sequence[Message]) -> frozenset[str]:
     for index, message in enumerate(messages):
         if message.name and message.role not in ("tool", "function"):
             found.add("name")
+        if message.role == "developer":
+            found.add("developer")
         if first_byte(message.content) == BRACKET:
             for part in content_parts(message.content, f"messages[{index}].content"):
                 if part.type in _MODALITIES:

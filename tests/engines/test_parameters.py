@@ -1,0 +1,156 @@
+"""Each cell of docs/parameters.md is true: a request through FLM, and what the engine got.
+
+The engine records what it is sent and answers in every format at once; the table says what must have come, what the
+caller must be told, and what the log must say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from openai.types.chat import completion_create_params
+
+from flm.engines.base import Dialect
+from flm.engines.capabilities import WARNED, Act, Case, Rule
+from flm.engines.chat_cases import CHAT_CASES
+from flm.engines.registry import DIALECTS
+from flm.snapshot import Model
+from tests.engines.parameter_page import PAGE, cell, page, variants
+from tests.proxy.harness import CHAT, Client, World, engine, run
+from tests.support.engine import ScriptedEngine, answer, serve
+
+# Readable as OpenAI's whole answer and as a native one.
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    "message": {"role": "assistant", "content": "Hi"},
+    "done": True,
+    "done_reason": "stop",
+}
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def request(case: Case) -> dict[str, Any]:
+    value = {} if "." in case.parameter else {case.parameter: case.example}
+    return {"model": "m", "messages": HELLO, **case.beside, **value}
+
+
+def cells() -> Iterator[Any]:
+    for kind, dialect in DIALECTS.items():
+        for case in dialect.chat_table.cases:
+            for rule, capabilities, version in variants(dialect, case, dialect.chat_table.rules(case)):
+                label = f"{kind}-{case.label}-{rule.act.value}" + ("" if not capabilities else "-unable")
+                yield pytest.param(dialect, case, rule, capabilities, version, id=label)
+
+
+@pytest.mark.parametrize(("dialect", "case", "rule", "capabilities", "version"), list(cells()))
+def test_a_cell_is_true(
+    dialect: Dialect, case: Case, rule: Rule, capabilities: tuple[str, ...], version: str | None
+) -> None:
+    async def main() -> None:
+        script = [serve({}, answer(200, json.dumps(ANSWER).encode(), b"content-type: application/json"))]
+        async with ScriptedEngine(script) as recording:
+            known = engine(recording.url, dialect.kind, version=version)
+            models = (Model("m", capabilities=capabilities),)
+            world = World(msgspec.structs.replace(known, models=models))
+            client = await world.ask("POST", CHAT, request(case))
+            sent = [each for peer in recording.peers for each in peer.requests]
+            check(dialect, case, rule, client, sent, world.lines[-1])
+            await world.app.aclose()
+
+    run(main())
+
+
+def check(dialect: Dialect, case: Case, rule: Rule, client: Client, sent: list[bytes], line: dict[str, Any]) -> None:
+    if rule.act is Act.REFUSE:
+        assert (client.status, client.code) == (rule.kind.status, rule.kind.code)
+        assert client.error["param"] == case.parameter
+        assert sent == [], "the engine was asked for what FLM refuses"
+        return
+    (raw,) = sent
+    body = json.loads(raw.partition(b"\r\n\r\n")[2])
+    check_body(dialect, case, rule, body)
+    if not request(case).get("stream"):  # the scripted answer is whole
+        assert client.status == 200, client.body
+    told = [each for each in warnings(client) if each.startswith(f"{case.parameter};")]
+    logged = [each for each in line.get("warnings") or [] if each.split()[0] == case.parameter]
+    if rule.act not in WARNED:
+        assert (told, logged) == ([], [])
+        return
+    assert logged == [f"{case.parameter} {rule.act.value}"]
+    expected = f"{case.parameter};action={rule.act.value}"
+    value = clamped(case, rule) if rule.bounds else rule.value
+    assert told == [expected if value is None else f"{expected};value={value}"]
+
+
+def check_body(dialect: Dialect, case: Case, rule: Rule, body: dict[str, Any]) -> None:
+    wanted = request(case)
+    if rule.act in (Act.PASS, Act.IGNORED):
+        parameter = "messages" if case.modality else case.parameter
+        assert body.get(parameter) == wanted[parameter]
+    elif rule.act is Act.DROP and not case.modality:
+        assert case.parameter not in body
+    elif rule.act is Act.CLAMP:
+        assert found(body, place(dialect, case)) == clamped(case, rule)
+    if rule.make is not None:
+        raw = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in wanted.items()}
+        for field, made in rule.make(raw[case.parameter], raw).items():
+            if made is msgspec.UNSET:
+                assert field not in body
+            else:
+                assert body[field] == json.loads(msgspec.json.encode(made))
+    if rule.at:
+        assert found(body, rule.at) is not None
+
+
+def warnings(client: Client) -> list[str]:
+    return [each for each in client.headers.get(b"x-flm-warnings", b"").decode().split(", ") if each]
+
+
+def clamped(case: Case, rule: Rule) -> float:
+    assert rule.bounds is not None
+    return min(max(case.example, rule.bounds[0]), rule.bounds[1])
+
+
+def place(dialect: Dialect, case: Case) -> str:
+    """Where a parameter stands in the engine's own request, by the rule of its ordinary values."""
+    ordinary = next(each for each in CHAT_CASES if each.label == case.parameter)
+    return dialect.chat_table.rules(ordinary)[-1].at or case.parameter
+
+
+def found(body: Any, path: str) -> Any:
+    for step in path.split("."):
+        body = body[int(step)] if isinstance(body, list) else body[step]
+    return body
+
+
+def test_every_parameter_of_the_api_has_a_row() -> None:
+    of_the_api = set(completion_create_params.CompletionCreateParamsBase.__annotations__) | {"stream"}
+    assert of_the_api - {case.parameter for case in CHAT_CASES} <= {"model", "messages", "stream"}
+
+
+def test_the_page_is_what_the_tables_say() -> None:
+    assert PAGE.read_text() == page(), "docs/parameters.md is out of date: `make docs`"
+
+
+def test_a_lie_in_a_table_is_seen() -> None:
+    """The check above can fail: a table that says `dropped` of what is passed."""
+    case = next(each for each in CHAT_CASES if each.label == "seed")
+    with pytest.raises(AssertionError):
+        check_body(DIALECTS["openai"], case, Rule(Act.DROP), {"seed": 7})
+    with pytest.raises(AssertionError):
+        check_body(DIALECTS["openai"], case, Rule(Act.PASS), {})
+
+
+def test_a_cell_in_words() -> None:
+    assert cell((Rule(Act.DROP, "why", before=(1, 2, 3)), Rule(Act.REWORD, at="a.b"))) == (
+        "dropped before 1.2.3 (why); reworded as `a.b`"
+    )
