@@ -29,6 +29,7 @@ UPSTREAM_HEADERS: Final = 128  # header lines of an engine's answer; httptools i
 UPSTREAM_INTERIM: Final = 16  # 1xx answers tolerated before the final one
 SEND_FRAME_BYTES: Final = 65_536  # one ASGI body frame: the server holds four of them for a slow client
 IDLE_UPSTREAM_CONNECTIONS: Final = 64  # kept alive per engine and worker
+MAX_DRAINS: Final = 8  # answers read on for nobody, per engine and worker; few, since each holds a place of the engine
 PROBE_TIMEOUT_SECONDS: Final = 3.0  # one detection request; above engine.degraded_latency_ms, to tell slow from silent
 DETECT_TIMEOUT_SECONDS: Final = 4.5  # all of `engines detect`
 PROBE_BODY_BYTES: Final = 8_388_608  # a model list of thousands of entries; a 10 MB decoy is cut

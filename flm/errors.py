@@ -112,6 +112,14 @@ class UpstreamProtocolError(RequestError):
         super().__init__(ErrorKind.ENGINE_PROTOCOL_ERROR, message)
 
 
+class EngineTimeoutError(RequestError):
+    """An engine was late. `limit` says which time was over: `connect`, `first_byte`, `between_bytes` or `total`."""
+
+    def __init__(self, message: str, limit: str) -> None:
+        super().__init__(ErrorKind.ENGINE_TIMEOUT, message)
+        self.limit = limit
+
+
 # The kind an engine's own status is filed under; the status itself is kept.
 _REFUSAL_KINDS = {
     404: ErrorKind.MODEL_NOT_FOUND,

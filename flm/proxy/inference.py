@@ -1,7 +1,8 @@
 """One translated request: peek, route, translate, ask the engine, translate back.
 
 The engine's socket is closed the moment the request is broken off, whoever broke it off: every path out of here
-either releases the engine's answer, read to its end, or aborts it.
+releases the engine's answer, read to its end, or aborts it, or leaves it (which aborts it too, but for the engines that
+break when they are cut: flm/upstream/draining.py).
 
 Knows no engine by name: the dialect of the route translates.
 """
@@ -14,7 +15,8 @@ from typing import Final
 
 from flm.config import MAX_ANSWER_BYTES
 from flm.engines.base import Call, Change, Endpoint, Translation
-from flm.errors import Header, RequestError, UpstreamProtocolError
+from flm.errors import EngineTimeoutError, Header, RequestError, UpstreamProtocolError
+from flm.proxy import patience
 from flm.proxy.body import read_body
 from flm.proxy.exchange import Exchange
 from flm.proxy.head import Head, check_json_body
@@ -55,6 +57,8 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
         else:
             await _whole(target, translation, responder, headers)
     except RequestError as error:
+        if isinstance(error, EngineTimeoutError):
+            error.message += patience.advice(error.limit, route)
         error.message = _without(route.engine.credential, error.message)
         raise
 
@@ -73,8 +77,7 @@ def _warnings(changes: tuple[Change, ...], exchange: Exchange) -> tuple[Header, 
 
 
 async def _whole(target: Target, translation: Translation, responder: Responder, headers: tuple[Header, ...]) -> None:
-    response = await target.pool.send(translation.request)
-    try:
+    with await target.pool.send(translation.request) as response:
         translation.head(response.status, response.headers)
         pieces = []
         size = 0
@@ -86,8 +89,6 @@ async def _whole(target: Target, translation: Translation, responder: Responder,
             pieces.append(piece)
         response.release()
         pieces.append(translation.finish())
-    finally:
-        response.abort()  # harmless once released
     await responder.whole(200, b"".join(pieces), headers)
 
 
@@ -101,8 +102,7 @@ async def _stream(
 ) -> None:
     interval = view.settings.engine_keepalive_comment_seconds
     async with KeepAlive(exchange, responder, headers, interval) as silence:
-        response = await target.pool.send(translation.request)
-        try:
+        with await target.pool.send(translation.request) as response:
             translation.head(response.status, response.headers)
             pieces = _Pieces(response, translation)
             piece = await pieces.next()
@@ -113,8 +113,6 @@ async def _stream(
                 piece = await pieces.next()
             await responder.end_stream()
             await _settle(response)
-        finally:
-            response.abort()  # harmless once released
 
 
 class _Pieces:
@@ -148,4 +146,4 @@ async def _settle(response: Response) -> None:
                 pass
         response.release()
     except (TimeoutError, RequestError):
-        response.abort()  # the answer was complete: what the engine does afterwards is no concern of the client
+        response.leave()  # the answer was complete: what the engine does afterwards is no concern of the client

@@ -22,7 +22,7 @@ from flm.policy.routing import Route, RouteIndex, model_id
 from flm.snapshot import SERVING, Engine, Model, Snapshot
 from flm.upstream.pool import Pool, Timeouts
 
-PoolKey = tuple[str, str | None, Timeouts, int, float]
+PoolKey = tuple[str, str | None, Timeouts, int, float, float]
 OpenPool = Callable[[Engine, "Dialect", Timeouts, int], Pool]
 
 _encoder = msgspec.json.Encoder()
@@ -55,6 +55,7 @@ def open_pool(engine: Engine, dialect: Dialect, timeouts: Timeouts, max_in_fligh
         idle_seconds=dialect.idle_seconds,
         timeouts=timeouts,
         max_in_flight=max_in_flight,
+        drain_seconds=dialect.drain_seconds(engine.version),
     )
 
 
@@ -92,7 +93,8 @@ class View:
             return
         timeouts = self._timeouts(engine)
         limit = self.settings.engine_max_in_flight
-        key = (engine.url, engine.credential, timeouts, limit, dialect.idle_seconds)
+        drain = dialect.drain_seconds(engine.version)
+        key = (engine.url, engine.credential, timeouts, limit, dialect.idle_seconds, drain)
         pool = pools.get(key) or self.pools.get(key) or opener(engine, dialect, timeouts, limit)
         self.pools[key] = pool
         self._targets[engine.id] = Target(engine, dialect, pool)

@@ -18,7 +18,7 @@ from typing import Final, cast
 import msgspec
 
 from flm.config import SEND_FRAME_BYTES
-from flm.errors import ErrorKind, RequestError, UpstreamProtocolError
+from flm.errors import EngineTimeoutError, ErrorKind, RequestError, UpstreamProtocolError
 from flm.wire.http1 import ResponseReader
 
 RECEIVE_BYTES: Final = 65_536  # read from a socket at once; the buffer is shared by all connections of a pool
@@ -48,6 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         "_deadline",
         "_idle",
         "_late",
+        "_limit",
         "_loop",
         "_name",
         "_on_lost",
@@ -81,6 +82,7 @@ class Connection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = self._deadline = self._total_at = _NEVER
         self._late = ""
+        self._limit = "total"  # the field of Timeouts that the deadline comes from
         self.error: RequestError | None = None
         self.lost = loop.create_future()
         self.reused = False
@@ -89,6 +91,11 @@ class Connection(asyncio.BufferedProtocol):
     def unanswered(self) -> bool:
         """Not one byte of an answer has come."""
         return not self._reader.started
+
+    @property
+    def asked(self) -> bool:
+        """The whole request is on its way to the engine, which may have begun to work on it."""
+        return not self._idle and not self._unsent
 
     @property
     def _awaiting_head(self) -> bool:
@@ -123,8 +130,12 @@ class Connection(asyncio.BufferedProtocol):
         else:
             await self._send_slices(head, body)
         first_byte = timeouts.first_byte
-        self._expect(first_byte, f"did not begin to answer within {first_byte:g} s")
-        while not reader.head_complete:
+        self._expect(first_byte, "first_byte", f"did not begin to answer within {first_byte:g} s")
+        await self.answered()
+
+    async def answered(self) -> None:
+        """Wait for the head of the answer to what has been asked. Raises like `exchange`."""
+        while not self._reader.head_complete:
             if self.error is not None:
                 raise self.error
             await self._wait()
@@ -138,7 +149,7 @@ class Connection(asyncio.BufferedProtocol):
         while rest and self._awaiting_head:
             self._transport.write(rest[:WRITE_SLICE])
             rest = rest[WRITE_SLICE:]
-            self._expect(gap, f"took nothing of the request for {gap:g} s")
+            self._expect(gap, "between_bytes", f"took nothing of the request for {gap:g} s")
             while self._write_paused and self._awaiting_head:
                 await self._wait()
         # An engine that answers before it has read everything is believed, but the connection is spent.
@@ -155,7 +166,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._reader.complete:
                 return b""
             gap = self._timeouts.between_bytes
-            self._expect(gap, f"sent nothing for {gap:g} s in the middle of its answer")
+            self._expect(gap, "between_bytes", f"sent nothing for {gap:g} s in the middle of its answer")
             await self._wait()
             self._rest()
         return self._take()
@@ -178,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body = b""
         self._idle = self.reused = True
         self._total_at = _NEVER
-        self._expect(idle_seconds, "")
+        self._expect(idle_seconds, "", "")
         return True
 
     def abort(self) -> None:
@@ -187,18 +198,21 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- deadlines ---------------------------------------------------------------------------------------------------
 
-    def _expect(self, seconds: float, late: str) -> None:
-        """Something must happen within `seconds`; `late` completes "the engine at … ", empty for an idle connection."""
+    def _expect(self, seconds: float, limit: str, late: str) -> None:
+        """Something must happen within `seconds`, as the field `limit` of Timeouts says; `late` completes
+        "the engine at … ". Both are empty for an idle connection."""
         when = self._loop.time() + seconds
         if when >= self._total_at:
             self._rest()
         else:
             self._late = late
+            self._limit = limit
             self._set_deadline(when)
 
     def _rest(self) -> None:
         """Nothing is waited for; only the exchange as a whole may not take longer than allowed."""
         self._late = ""
+        self._limit = "total"
         self._set_deadline(self._total_at)
 
     def _set_deadline(self, when: float) -> None:
@@ -219,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
         else:
             late = self._late or f"was not done within {self._timeouts.total:g} s"
-            self._fail(RequestError(ErrorKind.ENGINE_TIMEOUT, f"the engine at {self._name} {late}"))
+            self._fail(EngineTimeoutError(f"the engine at {self._name} {late}", self._limit))
 
     # --- the one waiter ----------------------------------------------------------------------------------------------
 
@@ -270,7 +284,7 @@ class Connection(asyncio.BufferedProtocol):
         ):  # the rest of a head may not dawdle, however long the first byte may take
             gap = self._timeouts.between_bytes
             if self._loop.time() + gap < self._deadline:
-                self._expect(gap, f"stopped for {gap:g} s in the middle of its answer's head")
+                self._expect(gap, "between_bytes", f"stopped for {gap:g} s in the middle of its answer's head")
 
     def _keep(self, piece: bytes) -> None:
         if not piece:

@@ -14,12 +14,16 @@ import asyncio
 import errno
 import ssl
 from collections.abc import Callable
+from types import TracebackType
 from typing import Final
 
 from flm.config import IDLE_UPSTREAM_CONNECTIONS
 from flm.engines.base import UpstreamRequest
-from flm.errors import ErrorKind, RequestError
+from flm.errors import EngineTimeoutError, ErrorKind, RequestError
 from flm.upstream.connection import RECEIVE_BYTES, Connection, Timeouts
+from flm.upstream.dial import dial
+from flm.upstream.draining import Drains
+from flm.upstream.tls import client_context, handshake_failure
 from flm.wire.http1 import Address, RequestWriter, parse_address
 
 __all__ = ["Pool", "Response", "Timeouts"]
@@ -29,7 +33,11 @@ _NO_SOCKET: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 
 class Response:
-    """One engine's answer. Whoever holds it calls `release` or `abort` in the end; both are harmless afterwards."""
+    """One engine's answer. Whoever holds it calls `release`, `abort` or `leave` in the end, once or more often.
+
+    `with response:` does it whatever happens: a cancellation leaves the answer, anything else that is not a release
+    aborts it.
+    """
 
     __slots__ = ("_connection", "_error", "_pool", "headers", "status")
 
@@ -68,20 +76,41 @@ class Response:
             self._pool.give_back(connection)
 
     def abort(self) -> None:
-        """Close the engine's socket now (the client left, an error): the engine sees it at once."""
-        connection = self._connection
-        if connection is not None:
-            self._connection = None
-            self._error = RequestError(ErrorKind.ENGINE_ERROR, f"the exchange with {self._pool.origin} was broken off")
+        """Close the engine's socket now (an error): the engine sees it at once."""
+        if (connection := self._broken_off()) is not None:
             self._pool.discard(connection)
+
+    def leave(self) -> None:
+        """Nobody waits for the answer any more: close the engine's socket now, unless this engine breaks when it is
+        cut; then the rest is read on in the background, within the bounds of `draining`."""
+        if (connection := self._broken_off()) is not None:
+            self._pool.part(connection)
+
+    def _broken_off(self) -> Connection | None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._error = RequestError(ErrorKind.ENGINE_ERROR, f"the exchange with {self._pool.origin} was broken off")
+        return connection
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self.leave()
+        else:
+            self.abort()
 
 
 class Pool:
     """The connections of one worker to one engine.
 
-    `url`: scheme://host:port with an optional base path. `credential`: bearer token, or None. `idle_seconds`: how
-    long an unused connection is kept. `max_in_flight`: exchanges at once, 0 for no limit. `on_failure` is told every
-    error that is the engine's fault, never that a caller went away; it must not raise.
+    `url`: scheme://host:port with an optional base path. `credential`: bearer token, or None. `ca`: PEM text of the
+    authorities that verify an https engine, None for the system's. `idle_seconds`: how long an unused connection is kept. `max_in_flight`: exchanges at once, 0 for no limit. `drain_seconds`: how long an
+    answer nobody waits for is read on (see `draining`); 0 cuts at once. `on_failure` is told every error that is the
+    engine's fault, never that a caller went away; it must not raise.
     Raises ValueError for a URL or credential that cannot be used.
     """
 
@@ -90,13 +119,16 @@ class Pool:
         url: str,
         *,
         credential: str | None,
+        ca: str | None = None,
         idle_seconds: float,
         timeouts: Timeouts,
         max_in_flight: int,
+        drain_seconds: float = 0,
         on_failure: Callable[[RequestError], None] | None = None,
     ) -> None:
         self._address: Address = parse_address(url)
         self._writer = RequestWriter(self._address, credential)
+        self._ca = ca
         self._idle_seconds = idle_seconds
         self._timeouts = timeouts
         self._max_in_flight = max_in_flight
@@ -105,6 +137,7 @@ class Pool:
         self._waiting: list[Connection] = []
         self._open: set[Connection] = set()
         self._tls: ssl.SSLContext | None = None
+        self._drains = Drains(drain_seconds, self._drained)
         self._closed = False
         self.in_flight = 0
 
@@ -123,7 +156,7 @@ class Pool:
 
         Raises RequestError: OVERLOADED, ENGINE_UNAVAILABLE (nothing listens), ENGINE_TIMEOUT (connect, first byte,
         total), ENGINE_ERROR (closed or reset before a head), UpstreamProtocolError, INVALID_REQUEST (a path or header
-        that cannot be sent). Cancelling it closes the engine's socket.
+        that cannot be sent). Cancelling it is as `Response.leave`.
         """
         if self._max_in_flight and self.in_flight >= self._max_in_flight:
             message = f"the engine at {self.origin} already has {self._max_in_flight} requests; try again shortly"
@@ -157,6 +190,12 @@ class Pool:
     async def _attempt(self, connection: Connection, request: UpstreamRequest, head: bytes, total_at: float) -> None:
         try:
             await connection.exchange(request.method, head, request.body, self._timeouts, total_at)
+        except asyncio.CancelledError:
+            if self._drains.take(connection):
+                self.in_flight += 1  # of the drain; `send` takes back the one of the request
+            else:
+                connection.abort()
+            raise
         except BaseException:
             connection.abort()
             raise
@@ -170,42 +209,45 @@ class Pool:
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, total_at: float) -> Connection:
         address = self._address
-        seconds = min(self._timeouts.connect, max(total_at - loop.time(), 0))
+        left = max(total_at - loop.time(), 0)
+        limit, seconds = ("total", left) if left < self._timeouts.connect else ("connect", self._timeouts.connect)
         secure = await self._tls_context() if address.scheme == "https" else None
+        dialled = False
         try:
             async with asyncio.timeout(seconds):
-                # A host name is resolved here, once, and only what came of it is dialled; literals need no resolver.
+                # A host name is resolved here, at each connect, and only what came of it is dialled.
+                sock = await dial(address.host, address.port, seconds)
+                dialled = True
                 _, connection = await loop.create_connection(
                     lambda: Connection(loop, self._buffer, address.origin, self._on_lost),
-                    address.host,
-                    address.port,
+                    sock=sock,
                     ssl=secure,
                     server_hostname=address.host if secure else None,
                 )
-        except (OSError, ssl.CertificateError) as error:
-            raise self._unreachable(error, seconds) from None
+        except TimeoutError:
+            what = "finish the TLS handshake" if dialled else "accept a connection"
+            late = f"the engine at {address.origin} did not {what} within {seconds:g} s"
+            raise EngineTimeoutError(late, limit) from None
+        except OSError as error:
+            raise self._no_tls(error) if dialled else self._unreachable(error) from None
         self._open.add(connection)
         return connection
 
     async def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:  # reads the system's certificates: not on the loop
-            self._tls = await asyncio.to_thread(ssl.create_default_context)
+            self._tls = await asyncio.to_thread(client_context, self._ca)
         return self._tls
 
-    def _unreachable(self, error: Exception, seconds: float) -> RequestError:
-        origin = self.origin
-        if isinstance(error, TimeoutError):
-            return RequestError(ErrorKind.ENGINE_TIMEOUT, f"the engine at {origin} did not accept within {seconds:g} s")
-        if isinstance(error, ssl.SSLCertVerificationError):
-            reason = f"its certificate is not trusted: {error.verify_message}"
-            return RequestError(ErrorKind.ENGINE_ERROR, f"no TLS connection to the engine at {origin}; {reason}")
-        if isinstance(error, ssl.SSLError) or (self._tls is not None and isinstance(error, ConnectionResetError)):
-            return RequestError(ErrorKind.ENGINE_ERROR, f"no TLS connection to the engine at {origin}; is it https?")
-        if isinstance(error, OSError) and error.errno in _NO_SOCKET:
+    def _no_tls(self, error: OSError) -> RequestError:
+        reason = handshake_failure(error, self._address.host)
+        return RequestError(ErrorKind.ENGINE_ERROR, f"no TLS connection to the engine at {self.origin}: {reason}")
+
+    def _unreachable(self, error: OSError) -> RequestError:
+        if error.errno in _NO_SOCKET:
             message = "FLM has no free socket for the engine; too many connections are open"
             return RequestError(ErrorKind.OVERLOADED, message, headers=_RETRY_AFTER)
         reason = "the connection was refused" if isinstance(error, ConnectionRefusedError) else str(error)
-        message = f"nothing answers at {origin} ({reason}); is the engine running?"
+        message = f"nothing answers at {self.origin} ({reason}); is the engine running?"
         return RequestError(ErrorKind.ENGINE_UNAVAILABLE, message, headers=_RETRY_AFTER)
 
     # --- for Response and Connection ---------------------------------------------------------------------------------
@@ -228,13 +270,24 @@ class Pool:
         self.in_flight -= 1
         connection.abort()
 
+    def part(self, connection: Connection) -> None:
+        """Nobody waits for an exchange any more. While it is drained it still counts as in flight."""
+        if not self._drains.take(connection):
+            self.discard(connection)
+
+    def _drained(self, connection: Connection, whole: bool) -> None:
+        if whole:
+            self.give_back(connection)
+        else:
+            self.discard(connection)
+
     def _on_lost(self, connection: Connection) -> None:
         self._open.discard(connection)
         if connection in self._waiting:
             self._waiting.remove(connection)
 
     async def close(self, *, running: bool = False) -> None:
-        """Close idle connections and keep none from now on; running exchanges finish, or end now if `running`.
+        """Close idle connections and keep none from now on; drains end, running exchanges finish, or end if `running`.
 
         Returns when the closed ones are gone. A closed pool still sends: a request that began with it may finish.
         """
@@ -243,5 +296,6 @@ class Pool:
         self._waiting.clear()
         for connection in ending:
             connection.abort()
+        await self._drains.close()
         for connection in ending:
             await connection.lost
