@@ -94,18 +94,25 @@ def common_options() -> Parser:
 class Noun:
     """One noun of the command line while its parser is built."""
 
-    def __init__(self, name: str, meaning: str) -> None:
+    def __init__(self, name: str, meaning: str, parser: Parser | None = None) -> None:
         self._options = common_options()
-        self.parser = Parser(prog=f"flm {name}", description=meaning, parents=[self._options])
+        self.parser = parser or Parser(prog=f"flm {name}", description=meaning, parents=[self._options])
         self._verbs: argparse._SubParsersAction[Parser] | None = None
 
     def verb(self, name: str, handler: Handler, meaning: str) -> argparse.ArgumentParser:
         """Add a verb and return its parser, for its own arguments."""
-        if self._verbs is None:
-            self._verbs = self.parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-        verb = self._verbs.add_parser(name, help=meaning, description=meaning, parents=[self._options])
+        verb = self._add(name, meaning)
         verb.set_defaults(handler=handler)
         return verb
+
+    def group(self, name: str, meaning: str) -> Noun:
+        """Add a word that has verbs of its own, as `alias` in `flm models alias set`."""
+        return Noun(name, meaning, self._add(name, meaning))
+
+    def _add(self, name: str, meaning: str) -> Parser:
+        if self._verbs is None:
+            self._verbs = self.parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+        return self._verbs.add_parser(name, help=meaning, description=meaning, parents=[self._options])
 
     def without_verb(self, handler: Handler) -> argparse.ArgumentParser:
         """For a noun that is a command by itself: returns its parser, for its arguments."""

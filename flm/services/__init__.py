@@ -1,5 +1,5 @@
 """What a person can do with FLM, as importable async calls: `ConfigService`, `SecurityService`, `EngineService`,
-`ProxyService`, `ChatService`, `CheckService`. The CLI only parses, calls these and prints.
+`ModelService`, `ProxyService`, `ChatService`, `CheckService`. The CLI only parses, calls these and prints.
 
     folder = locate_folder()
     key = await SecurityService(folder).create_key("laptop")
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flm.services.config import ConfigService as ConfigService
     from flm.services.demo import DemoService as DemoService
     from flm.services.engines import EngineService as EngineService
+    from flm.services.models import ModelService as ModelService
     from flm.services.proxy import ProxyService as ProxyService
     from flm.services.security import SecurityService as SecurityService
     from flm.store.folder import Folder as Folder
@@ -31,6 +32,7 @@ _HOMES = {
     "DemoService": "flm.services.demo",
     "EngineService": "flm.services.engines",
     "Folder": "flm.store.folder",
+    "ModelService": "flm.services.models",
     "ProxyService": "flm.services.proxy",
     "SecurityService": "flm.services.security",
 }

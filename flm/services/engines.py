@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from flm import snapshot
 from flm.config import Settings, resolve
 from flm.engines.base import Dialect, ListingError, UpstreamRequest
 from flm.engines.registry import DIALECTS, dialect
@@ -126,6 +127,21 @@ class EngineService:
         strict = engine is not None
         lists = await asyncio.gather(*(_models(each, credentials.get(each.id), strict=strict) for each in serving))
         return tuple(_model(each, model) for each, models in zip(serving, lists, strict=True) for model in models)
+
+    async def serving(self) -> tuple[snapshot.Engine, ...]:
+        """Every engine as requests see it now, without its credential; one that gives no model list has no models."""
+        seen = await self._see(fresh=False)
+        async with await open_security(self._folder) as security:
+            credentials = await rows.credentials(security)
+        up = [each for each in seen if each.status in SERVING]
+        lists = await asyncio.gather(*(_models(each, credentials.get(each.id), strict=False) for each in up))
+        models = {each.id: found for each, found in zip(up, lists, strict=True)}
+        return tuple(
+            snapshot.Engine(
+                each.id, each.kind, each.url, each.status, models=models.get(each.id, ()), last_error=each.last_error
+            )
+            for each in seen
+        )
 
     async def add(
         self,

@@ -156,6 +156,17 @@ class TestEngines:
     def test_what_is_refused(self, flm: Flm, arguments: tuple[str, ...], code: str) -> None:
         assert flm(*arguments).error[0] == code
 
+    def test_aliases_set_listed_removed(self, flm: Flm) -> None:
+        said = flm("models", "alias", "set", "small", "flm://a/m:7b")
+        assert said.data == {"alias": "small", "target": "flm://a/m:7b"}
+        assert flm("models", "alias", "list").data == [{"alias": "small", "target": "flm://a/m:7b"}]
+        assert "small" in flm("models", "alias", "list", "--format", "text").out
+        assert flm("models", "alias", "remove", "small").data == {"alias": "small", "removed": True}
+        assert flm("models", "alias", "list").data == []
+        assert flm("models", "alias", "remove", "small").error[0] == "CONFIG_NOT_SET"
+        for wrong in (("set", "small"), ("set", "flm://a/b", "m"), ("forget", "small"), ()):
+            assert flm("models", "alias", *wrong).error[0] == "USAGE"
+
     def test_detection_takes_five_seconds_at_most_whatever_listens(
         self, flm: Flm, monkeypatch: pytest.MonkeyPatch
     ) -> None:
