@@ -113,12 +113,47 @@ class ClosedRoute(msgspec.Struct, frozen=True):
     """A route of an engine that the pass-through keeps closed until the operator opens it.
 
     `path` begins with `/`; one that ends in `/*` means everything below it too. `method` `*` is any. `why` says in
-    plain words what it would do (`deletes a model`).
+    plain words what it would do (`deletes a model`). `but`: those below it that are open all the same, each as
+    `METHOD /path`.
     """
 
     path: str
     why: str
     method: str = "*"
+    but: tuple[str, ...] = ()
+
+
+# For a server of which only the API is known: nobody can say what else it has, so only what that API means is open.
+ALL_BUT_THE_API: tuple[ClosedRoute, ...] = (
+    ClosedRoute(
+        "/*",
+        "is not part of the API that FLM knows this kind of engine by",
+        but=(
+            "GET /v1/models/*",
+            "POST /v1/chat/completions",
+            "POST /v1/completions",
+            "POST /v1/embeddings",
+            "POST /v1/responses",
+            "POST /v1/responses/input_tokens",
+            "POST /v1/messages",
+            "POST /v1/messages/count_tokens",
+            "POST /v1/moderations",
+            "POST /v1/rerank",
+            "POST /v1/score",
+            "POST /v1/audio/speech",
+            "POST /v1/audio/transcriptions",
+            "POST /v1/audio/translations",
+            "POST /v1/images/generations",
+            "POST /rerank",
+            "POST /score",
+            "POST /tokenize",
+            "POST /detokenize",
+            "GET /health",
+            "GET /ping",
+            "GET /version",
+        ),
+    ),
+)
 
 
 class Translation(Protocol):
@@ -175,11 +210,18 @@ class Dialect(Protocol):
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         """Base URLs where an engine of this kind listens: by its environment variables, its settings, by default.
 
-        `files`: path to content of those of `settings` that are there. Anything may stand in them.
+        `files`: path to content of those of `settings` and `further_settings` that are there. Anything may stand in
+        them.
         """
 
     def settings(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
-        """Absolute paths of files that may say where it listens; pure, as `binaries`. At most a few."""
+        """Absolute paths of files that may say where it listens; pure, as `binaries`. At most a few.
+
+        As in `binaries` the last part of a path may hold `*`, which stands for any characters.
+        """
+
+    def further_settings(self, files: Mapping[str, bytes]) -> tuple[str, ...]:
+        """Absolute paths of more such files, that those of `settings` point to. `files`: as for `addresses`."""
 
     def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
         """Absolute paths where its program may be installed. `system` is `linux`, `darwin` or `win32`.
@@ -207,13 +249,16 @@ class DialectDefaults:
     """What most engines have in common, so that a dialect says only what is its own."""
 
     idle_seconds: float = 4.0  # uvicorn, under many servers, closes after 5 s
-    closed_routes: tuple[ClosedRoute, ...] = ()
+    closed_routes: tuple[ClosedRoute, ...] = ALL_BUT_THE_API
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         """None: such an engine is only ever registered by hand."""
         return ()
 
     def settings(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
+        return ()
+
+    def further_settings(self, files: Mapping[str, bytes]) -> tuple[str, ...]:
         return ()
 
     def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:

@@ -4,20 +4,20 @@ Facts: ENGINES part 1 and the recordings in tests/golden/engines (0.11.4, 0.24.0
 because Ollama's own OpenAI layer loses errors, tool choices and several parameters. Models that run on
 Ollama's cloud are not listed: FLM serves what runs here.
 
-Does not know the formats of requests and answers: see `ollama_request` and `ollama_answer`.
+Does not know the formats of requests and answers (see `ollama_request` and `ollama_answer`), nor where it may be
+installed or listen (see `ollama_places`).
 """
 
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import re
 from collections.abc import Generator, Mapping
 from typing import Final
 
 import msgspec
 
-from flm.engines import ollama_request
+from flm.engines import ollama_places, ollama_request
 from flm.engines.base import (
     Answer,
     Call,
@@ -32,12 +32,10 @@ from flm.engines.base import (
 )
 from flm.engines.ollama_answer import ChatAnswer, ChatStream, EmbeddingAnswer
 from flm.engines.ollama_table import CHAT_TABLE
-from flm.engines.places import dialled, executables
 from flm.engines.probing import MAX_MODELS, RECOGNISED, body_of, dismissed, foreign, listed, server, shaped
 from flm.snapshot import Model
 
 MAX_SHOWN: Final = 64  # models asked about one by one, on versions whose list does not say enough
-DEFAULT_PORT: Final = "11434"
 DEFAULT_TAG: Final = ":latest"
 
 
@@ -98,19 +96,13 @@ class Ollama(DialectDefaults):
     idle_seconds = 60.0  # seen alive beyond that; the server has no idle timeout of its own
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
-        """What OLLAMA_HOST says, then the default: a service and a shell need not share an environment."""
-        named = environment.get("OLLAMA_HOST")
-        own = (own_address(named),) if named else ()
-        found = [url for url in (*own, f"http://127.0.0.1:{DEFAULT_PORT}") if url is not None]
-        return tuple(dict.fromkeys(found))
+        return ollama_places.addresses(environment, files)
+
+    def settings(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
+        return ollama_places.settings(system, environment, home)
 
     def binaries(self, system: str, environment: Mapping[str, str], home: str) -> tuple[str, ...]:
-        folders = {
-            "linux": ("/usr/local/bin", "/usr/bin", "/bin"),
-            "darwin": ("/Applications/Ollama.app/Contents/Resources", "/usr/local/bin", "/opt/homebrew/bin"),
-            "win32": (environment.get("LOCALAPPDATA", "") + "\\Programs\\Ollama",),
-        }
-        return executables("ollama", system, environment, folders.get(system, ()))
+        return ollama_places.binaries(system, environment, home)
 
     def identify(self) -> Identifying:
         """`/api/version`, which others have too, then `/` or the model list, which only Ollama has like this."""
@@ -214,60 +206,6 @@ def is_cloud(name: str, remote_model: str | None = None, remote_host: str | None
     """Whether a model runs on Ollama's cloud: its tag is `cloud` or ends in `-cloud`, or it names a remote host."""
     tag = name.rpartition(":")[2] if ":" in name else ""
     return bool(remote_model or remote_host) or tag == "cloud" or name.endswith("-cloud")
-
-
-class HostParts(msgspec.Struct, frozen=True):
-    """OLLAMA_HOST taken apart. An empty `host` means every interface."""
-
-    scheme: str
-    host: str
-    port: str
-    path: str
-
-
-def parse_host(value: str) -> HostParts:
-    """OLLAMA_HOST as Ollama itself reads it, for its server and its CLI alike."""
-    text = value.strip().strip("\"'").strip()
-    scheme, mark, rest = text.partition("://")
-    default = DEFAULT_PORT
-    if not mark:
-        scheme, rest = ("https", "ollama.com:443") if text == "ollama.com" else ("http", text)
-    elif scheme in ("http", "https"):
-        default = "80" if scheme == "http" else "443"
-    hostport, _, path = rest.partition("/")
-    host, port = _split(hostport)
-    if port is None:
-        host, port = _bare_host(hostport), default
-    digits = port.removeprefix("+")  # Go's ParseInt takes a sign
-    known = digits.isascii() and digits.isdigit() and int(digits) <= 65_535
-    return HostParts(scheme, host, digits if known else default, path)
-
-
-def _split(hostport: str) -> tuple[str, str | None]:
-    """Host and port; a port of None where there is none that could be told apart."""
-    if hostport.startswith("["):
-        host, bracket, rest = hostport[1:].partition("]")
-        return (host, rest[1:]) if bracket and rest.startswith(":") else (hostport, None)
-    host, colon, port = hostport.rpartition(":")
-    if not colon or ":" in host or "]" in hostport or "[" in hostport:
-        return hostport, None
-    return host, port
-
-
-def _bare_host(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text.strip("[]")))
-    except ValueError:
-        return text or "127.0.0.1"
-
-
-def own_address(value: str) -> str | None:
-    """The URL to reach the Ollama that OLLAMA_HOST describes; None for its cloud or a scheme FLM does not speak."""
-    parts = parse_host(value)
-    if parts.scheme not in ("http", "https") or parts.host == "ollama.com":
-        return None
-    path = "/" + parts.path.strip("/") if parts.path.strip("/") else ""
-    return f"{parts.scheme}://{dialled(parts.host)}:{int(parts.port)}{path}"
 
 
 DIALECT = Ollama()

@@ -5,9 +5,8 @@ Does not look at any disk or network, nor know what is there: it lists the candi
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
-
-_UNSPECIFIED = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, so that it is not dialled
 
 
 def executables(name: str, system: str, environment: Mapping[str, str], folders: Sequence[str]) -> tuple[str, ...]:
@@ -31,5 +30,12 @@ def is_absolute(path: str, windows: bool) -> bool:
 
 def dialled(host: str) -> str:
     """`host` as one can connect to it: an address that means every interface becomes loopback, IPv6 gets brackets."""
-    host = _UNSPECIFIED.get(host, host)
+    try:
+        address = ipaddress.ip_address(host or "0.0.0.0")  # noqa: S104 - recognised, so that it is not dialled
+    except ValueError:
+        pass
+    else:
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        if mapped.is_unspecified:
+            host = "127.0.0.1" if mapped.version == 4 else "::1"
     return f"[{host}]" if ":" in host else host

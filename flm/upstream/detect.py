@@ -11,7 +11,6 @@ PROBE_BODY_BYTES. Then, in the order of the dialects, an address goes to the fir
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import count
@@ -25,6 +24,7 @@ from flm.errors import ErrorKind, RequestError
 from flm.snapshot import Model
 from flm.upstream.health import INSTALLED, Observation, State, Thresholds, advance
 from flm.upstream.pool import Pool, Timeouts
+from flm.upstream.survey import executable, survey
 from flm.wire.http1 import parse_address
 
 LISTING_TIMEOUT_SECONDS: Final = 10.0  # a whole model list; some kinds are asked once for each model
@@ -38,12 +38,13 @@ Clock = Callable[[], float]
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """An engine that somebody named; `credential` is FLM's bearer token for it."""
+    """An engine that somebody named; `credential` is FLM's bearer token for it, `ca` as in `snapshot.Engine`."""
 
     id: str
     kind: str
     url: str
     credential: str | None = None
+    ca: str | None = None
 
     def __repr__(self) -> str:  # the default would print the credential
         return f"Registered(id={self.id!r}, kind={self.kind!r}, url={self.url!r})"
@@ -62,10 +63,12 @@ class Detected(msgspec.Struct, frozen=True):
 class _Prober:
     """One dialect's questions to one address, over one kept-alive connection."""
 
-    def __init__(self, url: str, dialect: Dialect, credential: str | None, seconds: float, clock: Clock) -> None:
+    def __init__(
+        self, url: str, dialect: Dialect, credential: str | None, ca: str | None, seconds: float, clock: Clock
+    ) -> None:
         timeouts = Timeouts(connect=seconds, first_byte=seconds, between_bytes=seconds, total=seconds)
         self._pool = Pool(
-            url, credential=credential, idle_seconds=dialect.idle_seconds, timeouts=timeouts, max_in_flight=0
+            url, credential=credential, ca=ca, idle_seconds=dialect.idle_seconds, timeouts=timeouts, max_in_flight=0
         )
         self._clock = clock
         self.slowest_ms: float | None = None
@@ -118,6 +121,7 @@ async def identify(
     dialect: Dialect,
     *,
     credential: str | None = None,
+    ca: str | None = None,
     installed: bool = False,
     probe_timeout: float = PROBE_TIMEOUT_SECONDS,
     clock: Clock = time.monotonic,
@@ -127,7 +131,7 @@ async def identify(
     Never raises for anything the other side does, nor for a URL that cannot be used: that is SILENT, with a detail.
     """
     try:
-        prober = _Prober(url, dialect, credential, probe_timeout, clock)
+        prober = _Prober(url, dialect, credential, ca, probe_timeout, clock)
     except ValueError as error:
         return Observation(Verdict.SILENT, detail=f"{url}: {error}", listening=False, installed=installed)
     identity: Identity = await prober.run(dialect.identify())
@@ -142,12 +146,13 @@ async def list_models(
     dialect: Dialect,
     *,
     credential: str | None = None,
+    ca: str | None = None,
     probe_timeout: float = PROBE_TIMEOUT_SECONDS,
     total_timeout: float = LISTING_TIMEOUT_SECONDS,
 ) -> tuple[Model, ...]:
     """The models of the engine at `url`. Raises ListingError, saying what came instead of a list."""
     try:
-        prober = _Prober(url, dialect, credential, probe_timeout, time.monotonic)
+        prober = _Prober(url, dialect, credential, ca, probe_timeout, time.monotonic)
     except ValueError as error:
         raise ListingError(f"{url}: {error}") from None
     try:
@@ -159,11 +164,6 @@ async def list_models(
         if prober.trouble is None:
             raise
         raise ListingError(f"{error} ({prober.trouble})") from None
-
-
-def executable(path: str) -> bool:
-    """Whether `path` is a file that this user may run."""
-    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 class _Candidate(msgspec.Struct, frozen=True):
@@ -203,14 +203,20 @@ async def detect_engines(
     does not run is InstalledOnly. Without `discover` only registered engines are looked at. Registered engines of
     kinds not among `dialects` are left out. Sorted by id.
     """
-    installed = await _installed(dialects, environment, system, home, runnable)
-    usual = [(dialect, url) for dialect in dialects for url in dialect.addresses(environment, {})] if discover else []
-    candidates = _candidates(dialects, usual, registered, installed)
+    # In each round anew: what is installed, and on which port an engine says that it listens, may change meanwhile.
+    here = await asyncio.to_thread(survey, dialects, environment, system, home, settings=discover, runnable=runnable)
+    usual = [
+        (dialect, url)
+        for dialect in dialects
+        for url in (dialect.addresses(environment, here.files[dialect.kind]) if discover else ())
+    ]
+    candidates = _candidates(dialects, usual, registered, here.installed)
     checks = [
         identify(
             candidate.url,
             candidate.dialect,
             credential=candidate.registered.credential if candidate.registered else None,
+            ca=candidate.registered.ca if candidate.registered else None,
             installed=candidate.installed,
             probe_timeout=probe_timeout,
             clock=clock,
@@ -224,25 +230,6 @@ async def detect_engines(
         for candidate, result in zip(candidates, results, strict=True)
     ]
     return _judge(seen, list(previous), thresholds, now())
-
-
-async def _installed(
-    dialects: Sequence[Dialect],
-    environment: Mapping[str, str],
-    system: str,
-    home: str,
-    runnable: Callable[[str], bool],
-) -> frozenset[str]:
-    """The kinds whose program is on this machine. Looked up in a thread: PATH may lead over a network."""
-
-    def look() -> frozenset[str]:
-        return frozenset(
-            dialect.kind
-            for dialect in dialects
-            if any(runnable(path) for path in dialect.binaries(system, environment, home))
-        )
-
-    return await asyncio.to_thread(look)
 
 
 def _candidates(

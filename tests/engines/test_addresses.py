@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flm.engines.ollama import HostParts, own_address, parse_host
+from flm.engines.ollama_places import HostParts, own_address, parse_host
 from flm.engines.places import dialled, executables
 from flm.engines.registry import DIALECTS
 
@@ -86,26 +86,22 @@ def test_a_registered_server_is_not_looked_for() -> None:
     assert DIALECTS["openai"].binaries("linux", {"PATH": "/usr/bin"}, "/home/a") == ()
 
 
-def test_binaries() -> None:
-    found = DIALECTS["ollama"].binaries("linux", {"PATH": "/opt/x/bin:/usr/bin:relative:"}, "/home/a")
-    assert found == ("/opt/x/bin/ollama", "/usr/bin/ollama", "/usr/local/bin/ollama", "/bin/ollama")
-    found = DIALECTS["ollama"].binaries("darwin", {}, "/Users/a")
-    assert found[0] == "/Applications/Ollama.app/Contents/Resources/ollama"
-    local = "C:\\Users\\a\\AppData\\Local"
-    found = DIALECTS["ollama"].binaries("win32", {"PATH": '"C:\\bin";x', "LOCALAPPDATA": local}, "C:\\Users\\a")
-    assert found == ("C:\\bin\\ollama.exe", f"{local}\\Programs\\Ollama\\ollama.exe")
-    assert DIALECTS["ollama"].binaries("win32", {}, "") == ()
-    found = DIALECTS["llamacpp"].binaries("darwin", {"PATH": "/opt/homebrew/bin"}, "/Users/a")
-    assert found[0] == "/opt/homebrew/bin/llama-server"
-    assert "/Users/a/.nix-profile/bin/llama-server" in found
-
-
 def test_executables_are_listed_once() -> None:
     assert executables("x", "linux", {"PATH": "/a:/a/:/b"}, ("/b",)) == ("/a/x", "/b/x")
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"), [("", "127.0.0.1"), ("::", "[::1]"), ("a", "a"), ("fe80::1", "[fe80::1]")]
+    ("host", "expected"),
+    [
+        ("", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "[::1]"),
+        ("0:0::0", "[::1]"),
+        ("::ffff:0.0.0.0", "127.0.0.1"),
+        ("::ffff:1.2.3.4", "[::ffff:1.2.3.4]"),
+        ("a", "a"),
+        ("fe80::1", "[fe80::1]"),
+    ],
 )
 def test_dialled(host: str, expected: str) -> None:
     assert dialled(host) == expected
