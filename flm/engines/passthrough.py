@@ -236,6 +236,8 @@ class PassThrough(DialectDefaults):
 
     chat_table: Table = Table(CHAT_CASES, COMMON)
     takes_dimensions: bool = True  # whether embeddings are cut to `dimensions`, or it is ignored in silence
+    stream_type: type[PassedStream] = PassedStream  # what mends a chat answer on its way back
+    answer_type: type[PassedAnswer] = PassedAnswer
 
     def begin(self, call: Call) -> Translation:
         """See `Dialect.begin`."""
@@ -243,7 +245,7 @@ class PassThrough(DialectDefaults):
             wanted = parameters(call.peek.fields, EmbeddingParameters)
             input_kind(wanted.input)
             ignored = wanted.dimensions is not None and not self.takes_dimensions
-            return PassedAnswer(
+            return self.answer_type(
                 self._request(call, call.peek.fields),
                 (Change("dimensions", "dropped"),) if ignored else (),
                 call,
@@ -255,8 +257,8 @@ class PassThrough(DialectDefaults):
         request = self._request(call, decided.fields)
         changes = tuple(decided.changes)
         if call.peek.stream:
-            return PassedStream(request, changes, call)
-        return PassedAnswer(request, changes, call, base64=False)
+            return self.stream_type(request, changes, call)
+        return self.answer_type(request, changes, call, base64=False)
 
     def _request(self, call: Call, fields: Mapping[str, Any]) -> UpstreamRequest:
         return UpstreamRequest(call.endpoint.value, _encoder.encode({**fields, "model": call.model}))
