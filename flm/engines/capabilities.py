@@ -132,8 +132,9 @@ class Table:
             found = self.rules(case)
             if case.modality:
                 self._modalities[case.modality] = (case, found)
-            elif case.asks is not None or any(rule.act is not Act.PASS for rule in found):
+            else:
                 self._fields.setdefault(case.parameter, []).append((case, found))
+        self._fields = {name: kept for name, rows in self._fields.items() if (kept := _deciding(rows))}
 
     def rules(self, case: Case) -> tuple[Rule, ...]:
         """The rules of one row."""
@@ -166,12 +167,25 @@ class Table:
                 return
 
 
+def _deciding(rows: list[_Row]) -> list[_Row]:
+    """The rows of one field without those at the end that alter nothing: a request should not pay for them."""
+    last = max((index for index, row in enumerate(rows) if any(map(_alters, row[1]))), default=-1)
+    return rows[: last + 1]
+
+
+def _alters(rule: Rule) -> bool:
+    return rule.make is not None or rule.act in WARNED or rule.act is Act.REFUSE
+
+
 def _asked(name: str, raw: Raw, rows: list[_Row]) -> _Row | None:
     """The first row whose case `raw` is. Raises INVALID_REQUEST for a value that cannot be read."""
     try:
-        return next((row for row in rows if row[0].asks is None or row[0].asks(raw)), None)
+        for row in rows:
+            if row[0].asks is None or row[0].asks(raw):
+                return row
     except MALFORMED as error:
         raise invalid(f"`{name}` is not valid: {error}", name) from None
+    return None
 
 
 def apply(case: Case, rule: Rule, call: Call, decision: Decision) -> None:

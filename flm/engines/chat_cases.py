@@ -16,6 +16,7 @@ from flm.errors import ErrorKind
 
 Raw = msgspec.Raw
 
+_number = msgspec.json.Decoder(float)
 _type = msgspec.json.Decoder(dict[str, Any])
 _TOOL: Final = {
     "type": "function",
@@ -40,7 +41,7 @@ def equals(value: Any) -> Asks:
 
 
 def outside(low: float, high: float) -> Asks:
-    return lambda raw: not low <= msgspec.json.decode(raw, type=float) <= high
+    return lambda raw: not low <= _number.decode(raw) <= high
 
 
 def _of_type(*names: str) -> Asks:
