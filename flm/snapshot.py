@@ -39,7 +39,8 @@ class Engine(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `credential` is FLM's own bearer token for the engine; the encoded snapshot therefore stays in 0600 memory.
     Timeouts are seconds; None takes the setting of the same name; a total of 0 is none. `last_error` says in plain
-    words why the engine is not serving; it goes to callers, so it never holds the credential.
+    words why the engine is not serving; it goes to callers, so it never holds the credential. `ca`: PEM text of the
+    authorities that verify an `https` engine, None for the system's.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Engine(msgspec.Struct, frozen=True, omit_defaults=True):
     between_bytes_timeout: float | None = None
     total_timeout: float | None = None
     last_error: str | None = None
+    ca: str | None = None
 
     def __repr__(self) -> str:  # the default would print the credential
         return f"Engine(id={self.id!r}, kind={self.kind!r}, url={self.url!r}, status={self.status!r})"

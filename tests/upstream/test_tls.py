@@ -140,7 +140,7 @@ def test_https_where_there_is_only_http(run: Run) -> None:
         async with ScriptedEngine([say(b"HTTP/1.1 400 Bad Request\r\n\r\n"), stall()]) as engine:
             error = await failure(open_pool(engine.url.replace("http:", "https:")))
             assert error.kind is ErrorKind.ENGINE_ERROR
-            assert "is it https?" in error.message
+            assert "does not speak TLS" in error.message
             assert b"sekret" not in engine.peers[0].received
 
     run(main())
