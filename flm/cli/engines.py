@@ -26,6 +26,11 @@ def register(noun: Noun) -> None:
     credential = add.add_mutually_exclusive_group()
     credential.add_argument("--api-key-env", metavar="NAME", help="environment variable that holds FLM's key for it")
     credential.add_argument("--api-key-file", metavar="F", help="file that holds FLM's key for it; -: standard input")
+    add.add_argument(
+        "--ca-file",
+        metavar="F",
+        help="PEM file with the certificates that an https:// engine is verified by, instead of the system's",
+    )
     for name in ("connect", "first-byte", "between-bytes", "total"):
         add.add_argument(f"--{name}-timeout", type=float, metavar="S", help="seconds; else the setting of this name")
     noun.verb("remove", _remove, "unregister one").add_argument("id", metavar="ID")
@@ -47,13 +52,15 @@ async def _list(_arguments: argparse.Namespace, context: Context) -> Output:
 
 
 async def _add(arguments: argparse.Namespace, context: Context) -> Output:
-    from flm.services.engines import EngineService, EngineTimeouts
+    from flm.services import EngineService
+    from flm.services.registration import EngineTimeouts
 
     added = await EngineService(context.folder).add(
         arguments.id,
         arguments.kind,
         arguments.url,
         credential=_credential(arguments),
+        ca=_authorities(arguments.ca_file),
         timeouts=EngineTimeouts(
             arguments.connect_timeout,
             arguments.first_byte_timeout,
@@ -95,4 +102,16 @@ def _credential(arguments: argparse.Namespace) -> str | None:
     return None
 
 
+def _authorities(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read(_LONGEST_CA_FILE)
+    except OSError as error:
+        usage = "flm engines add … --url https://… [--ca-file F]\n"
+        raise UsageError(f"the CA file {path} cannot be read: {error.strerror}", usage) from None
+
+
+_LONGEST_CA_FILE = 1_048_576  # more than is taken, so that it is the service that refuses what is too large
 _LONGEST_CREDENTIAL = 16_384  # a header's share of what servers take

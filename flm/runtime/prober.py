@@ -58,7 +58,9 @@ class Prober:
                 os.environ,
                 sys.platform,
                 str(Path.home()),
-                registered=[Registered(each.id, each.kind, each.url, credentials.get(each.id)) for each in upstreams],
+                registered=[
+                    Registered(each.id, each.kind, each.url, credentials.get(each.id), each.ca) for each in upstreams
+                ],
                 previous=self._found,
                 discover=settings.engine_discover,
                 thresholds=Thresholds(
@@ -105,6 +107,7 @@ class Prober:
             first_byte_timeout=own.first_byte_timeout if own else None,
             between_bytes_timeout=own.between_bytes_timeout if own else None,
             total_timeout=own.total_timeout if own else None,
+            ca=own.ca if own else None,
         )
 
     async def _remember(self, config: Database) -> None:

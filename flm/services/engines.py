@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,7 @@ from flm.engines.base import Dialect, ListingError, UpstreamRequest
 from flm.engines.registry import DIALECTS, dialect
 from flm.errors import CommandCode, CommandError, RequestError
 from flm.services.notice import put_in_force
+from flm.services.registration import EngineTimeouts, check_credential, upstream
 from flm.services.times import rfc3339
 from flm.snapshot import SERVING
 from flm.snapshot import Model as EngineModel
@@ -38,11 +39,8 @@ from flm.store.folder import Folder
 from flm.upstream.detect import Detected, Registered, detect_engines, identify, list_models
 from flm.upstream.health import State, Thresholds, advance
 from flm.upstream.pool import Pool, Timeouts
-from flm.wire.http1 import parse_address
 
-ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")  # what needs no escape in a URL or a model id
 SELF_PROBE_SECONDS: Final = 1.5
-_LONGEST_TIMEOUT: Final = 86_400.0  # as of the settings of the same names
 
 log = logging.getLogger("flm.engines")
 
@@ -71,15 +69,6 @@ class Model(msgspec.Struct, frozen=True):
     trained_context_length: int | None
     loaded: bool | None
     capabilities: tuple[str, ...]
-
-
-class EngineTimeouts(msgspec.Struct, frozen=True):
-    """Seconds, for one engine; None takes the setting of the same name, a total of 0 is none."""
-
-    connect: float | None = None
-    first_byte: float | None = None
-    between_bytes: float | None = None
-    total: float | None = None
 
 
 class EngineService:
@@ -121,21 +110,13 @@ class EngineService:
         seen = await self._see(fresh=False)
         if engine is not None:
             seen = _wanted(engine, seen)
-        serving = [each for each in seen if each.status in SERVING]
-        async with await open_security(self._folder) as security:
-            credentials = await rows.credentials(security)
-        strict = engine is not None
-        lists = await asyncio.gather(*(_models(each, credentials.get(each.id), strict=strict) for each in serving))
-        return tuple(_model(each, model) for each, models in zip(serving, lists, strict=True) for model in models)
+        lists = await self._lists(seen, strict=engine is not None)
+        return tuple(_model(each, model) for each in seen for model in lists.get(each.id, ()))
 
     async def serving(self) -> tuple[snapshot.Engine, ...]:
         """Every engine as requests see it now, without its credential; one that gives no model list has no models."""
         seen = await self._see(fresh=False)
-        async with await open_security(self._folder) as security:
-            credentials = await rows.credentials(security)
-        up = [each for each in seen if each.status in SERVING]
-        lists = await asyncio.gather(*(_models(each, credentials.get(each.id), strict=False) for each in up))
-        models = {each.id: found for each, found in zip(up, lists, strict=True)}
+        models = await self._lists(seen, strict=False)
         return tuple(
             snapshot.Engine(
                 each.id, each.kind, each.url, each.status, models=models.get(each.id, ()), last_error=each.last_error
@@ -150,25 +131,27 @@ class EngineService:
         url: str,
         *,
         credential: str | None = None,
+        ca: bytes | None = None,
         timeouts: EngineTimeouts = EngineTimeouts(),  # noqa: B008 - frozen
     ) -> Engine:
         """Register an engine that cannot be found by itself, and say how it is now; it need not run yet.
 
-        `credential` is FLM's bearer token for it, stored 0600 and never shown again. Raises USAGE for an argument that
-        is not valid, CONFIG_INVALID for an id that is taken or an address where FLM itself answers.
+        `credential` is FLM's bearer token for it, stored 0600 and never shown again. `ca` is the content of a PEM file:
+        an https engine is then verified by the certificates in it alone, else by the system's. Raises USAGE for an
+        argument that is not valid, CONFIG_INVALID for an id that is taken or an address where FLM itself answers.
         """
         spoken = dialect(kind)
-        upstream = _upstream(engine_id, kind, url, timeouts, int(self._now()))
-        _check_credential(credential)
-        if await _is_flm(upstream.url):
+        engine = upstream(engine_id, kind, url, timeouts, ca, int(self._now()))
+        check_credential(credential)
+        if await _is_flm(engine):
             raise CommandError(
                 CommandCode.CONFIG_INVALID,
-                f"FLM itself answers at {upstream.url}, and must not be its own engine: give the engine's own address",
+                f"FLM itself answers at {engine.url}, and must not be its own engine: give the engine's own address",
             )
-        await self._store(upstream, credential)
-        state = await self._state(upstream, spoken, credential)
+        await self._store(engine, credential)
+        state = await self._state(engine, spoken, credential)
         await put_in_force(self._folder)
-        return _shown(_seen(Detected(engine_id, kind, upstream.url, "registered", state)))
+        return _shown(_seen(Detected(engine_id, kind, engine.url, "registered", state)))
 
     async def remove(self, engine_id: str) -> str:
         """Unregister an engine and forget its credential; its id. Raises ENGINE_NOT_FOUND."""
@@ -192,12 +175,23 @@ class EngineService:
             settings = resolve(await setting_rows.all_settings(config), self._environment).settings
             now = self._now()
             current = await rows.seen(config, now - settings.engine_cache_ttl_seconds, now)
-            if current and not fresh:
-                return current
+            if current and not fresh and len(current) == len(await rows.seen(config, -math.inf)):
+                return current  # all of it: a part would look as if the others were gone
             seen = await self._look(config, settings)
             async with config.transaction() as transaction:
                 await rows.replace_seen(transaction, seen)
             return seen
+
+    async def _lists(self, engines: Sequence[SeenEngine], *, strict: bool) -> dict[str, tuple[EngineModel, ...]]:
+        """The models of those that serve, by engine id. Raises ENGINE_API_ERROR for a list that fails, if `strict`."""
+        async with await open_config(self._folder) as config, await open_security(self._folder) as security:
+            credentials = await rows.credentials(security)
+            authorities = {each.id: each.ca for each in await rows.registered(config)}
+        serving = [each for each in engines if each.status in SERVING]
+        lists = await asyncio.gather(
+            *(_models(each, credentials.get(each.id), authorities.get(each.id), strict=strict) for each in serving)
+        )
+        return {each.id: models for each, models in zip(serving, lists, strict=True)}
 
     async def _look(self, config: Database, settings: Settings) -> Sequence[SeenEngine]:
         async with await open_security(self._folder) as security:
@@ -208,7 +202,7 @@ class EngineService:
             sys.platform,
             str(Path.home()),
             registered=[
-                Registered(each.id, each.kind, each.url, credentials.get(each.id))
+                Registered(each.id, each.kind, each.url, credentials.get(each.id), each.ca)
                 for each in await rows.registered(config)
             ],
             discover=settings.engine_discover,
@@ -238,62 +232,14 @@ class EngineService:
     async def _state(self, upstream: Upstream, spoken: Dialect, credential: str | None) -> State:
         async with await open_config(self._folder) as config:
             settings = resolve(await setting_rows.all_settings(config), self._environment).settings
-        observation = await identify(upstream.url, spoken, credential=credential)
+        observation = await identify(upstream.url, spoken, credential=credential, ca=upstream.ca)
         return advance(None, observation, _thresholds(settings), self._now())
 
 
-def _upstream(engine_id: str, kind: str, url: str, timeouts: EngineTimeouts, created_at: int) -> Upstream:
-    if not ID_PATTERN.fullmatch(engine_id):
-        raise CommandError(
-            CommandCode.USAGE,
-            "an engine's id has 1 to 63 characters, a-z, 0-9, `.`, `_` and `-`, and begins with a letter or digit; "
-            f"not {engine_id!r:.80}",
-        )
-    try:
-        address = parse_address(url)
-    except ValueError as error:
-        raise CommandError(CommandCode.USAGE, f"{_without_secret(url)}: {error}") from None
-    for name, seconds in msgspec.structs.asdict(timeouts).items():
-        lowest = 0.0 if name == "total" else 0.1
-        if seconds is not None and not lowest <= seconds <= _LONGEST_TIMEOUT:
-            raise CommandError(
-                CommandCode.USAGE,
-                f"the {name.replace('_', '-')} timeout is {lowest:g} to {_LONGEST_TIMEOUT:g} seconds, not {seconds:g}",
-            )
-    # Everybody's examples end in /v1, and so do the paths FLM adds to the base.
-    base_path = address.base_path.removesuffix("/v1")
-    return Upstream(
-        engine_id,
-        kind,
-        address.origin + base_path,
-        timeouts.connect,
-        timeouts.first_byte,
-        timeouts.between_bytes,
-        timeouts.total,
-        created_at,
-    )
-
-
-def _without_secret(url: str) -> str:
-    """A URL that was refused, without what may be a password in it."""
-    scheme, separator, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"[:200]
-
-
-def _check_credential(credential: str | None) -> None:
-    if credential is None:
-        return
-    if not credential or not credential.isascii() or not credential.isprintable() or " " in credential:
-        raise CommandError(
-            CommandCode.USAGE, "the engine's credential is empty or holds characters that no HTTP header may carry"
-        )
-
-
-async def _is_flm(url: str) -> bool:
+async def _is_flm(engine: Upstream) -> bool:
     """Whether FLM answers there: by its own mark, which every answer of FLM carries. Sends no credential."""
     timeouts = Timeouts(SELF_PROBE_SECONDS, SELF_PROBE_SECONDS, SELF_PROBE_SECONDS, SELF_PROBE_SECONDS)
-    pool = Pool(url, credential=None, idle_seconds=1.0, timeouts=timeouts, max_in_flight=0)
+    pool = Pool(engine.url, credential=None, ca=engine.ca, idle_seconds=1.0, timeouts=timeouts, max_in_flight=0)
     try:
         response = await pool.send(UpstreamRequest("/health", b"", "GET", ()))
         response.abort()
@@ -304,11 +250,13 @@ async def _is_flm(url: str) -> bool:
     return response.headers.get(b"server", b"").strip().lower() == b"flm"
 
 
-async def _models(engine: SeenEngine, credential: str | None, *, strict: bool) -> tuple[EngineModel, ...]:
+async def _models(
+    engine: SeenEngine, credential: str | None, ca: str | None, *, strict: bool
+) -> tuple[EngineModel, ...]:
     if engine.models:
         return engine.models
     try:
-        return await list_models(engine.url, DIALECTS[engine.kind], credential=credential)
+        return await list_models(engine.url, DIALECTS[engine.kind], credential=credential, ca=ca)
     except ListingError as error:
         if strict:
             raise CommandError(CommandCode.ENGINE_API_ERROR, f"{engine.id} gave no model list: {error}") from None

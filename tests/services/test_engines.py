@@ -16,7 +16,8 @@ from flm.engines.registry import DIALECTS
 from flm.errors import CommandCode, CommandError
 from flm.services import engines as module
 from flm.services.demo import DemoService
-from flm.services.engines import Engine, EngineService, EngineTimeouts
+from flm.services.engines import Engine, EngineService
+from flm.services.registration import EngineTimeouts
 from flm.store import engines as rows
 from flm.store.database import open_config, open_security
 from flm.store.folder import Folder
