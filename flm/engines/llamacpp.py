@@ -141,7 +141,7 @@ class LlamaCpp(PassThrough):
             return foreign(f"/health answered {health.status}, not the status of a llama-server")
         properties = yield Probe("/props")
         found = shaped(properties, _properties)
-        if found is not None:
+        if found is not None and properties.body != health.body:  # not one answer to everything
             return Identity(RECOGNISED, version=found.build_info)
         if marked:  # /props wants the key, is off, or came too late; the mark is enough
             return Identity(RECOGNISED)

@@ -4,8 +4,8 @@ Facts: ENGINES part 1 and the recordings in tests/golden/engines (0.11.4, 0.24.0
 because Ollama's own OpenAI layer loses errors, tool choices and several parameters. Models that run on
 Ollama's cloud are not listed: FLM serves what runs here.
 
-Does not know the formats of requests and answers (see `ollama_request` and `ollama_answer`), nor where it may be
-installed or listen (see `ollama_places`).
+Does not know the formats of requests and answers (see `ollama_request`, `ollama_answer` and `ollama_generate`), nor
+where it may be installed or listen (see `ollama_places`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,18 @@ from flm.engines.base import (
     Translation,
     Verdict,
 )
+from flm.engines.capabilities import older
 from flm.engines.ollama_answer import ChatAnswer, ChatStream, EmbeddingAnswer
-from flm.engines.ollama_table import CHAT_TABLE
+from flm.engines.ollama_generate import TextAnswer, TextStream, generate
+from flm.engines.ollama_table import CHAT_TABLE, COMPLETION_TABLE, EMBEDDING_TABLE
 from flm.engines.probing import MAX_MODELS, RECOGNISED, body_of, dismissed, foreign, listed, server, shaped
+from flm.engines.requests import check_task
 from flm.snapshot import Model
 
 MAX_SHOWN: Final = 64  # models asked about one by one, on versions whose list does not say enough
 DEFAULT_TAG: Final = ":latest"
+UNKNOWN_VERSION: Final = "0.0.0"  # what self-built ones say
+ONLY_EMBEDDERS_EMBED_SINCE: Final = (0, 30, 0)  # before, every model made embeddings, whatever its capabilities
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -93,6 +98,8 @@ class Ollama(DialectDefaults):
     kind = "ollama"
     label = "Ollama"
     chat_table = CHAT_TABLE
+    completion_table = COMPLETION_TABLE
+    embedding_table = EMBEDDING_TABLE
     idle_seconds = 60.0  # seen alive beyond that; the server has no idle timeout of its own
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -118,7 +125,8 @@ class Ollama(DialectDefaults):
         root = yield Probe("/")
         if root.status == 200 and root.body.startswith(b"Ollama is running"):
             return Identity(RECOGNISED, version=found.version)
-        if shaped((yield Probe("/api/tags")), _tags) is not None:
+        tags = yield Probe("/api/tags")
+        if shaped(tags, _tags) is not None and tags.body != answer.body:  # not one answer to everything
             return Identity(RECOGNISED, version=found.version)
         return foreign("it has a version but no model list like Ollama's")
 
@@ -132,10 +140,16 @@ class Ollama(DialectDefaults):
         return tuple(_model(tag, shown.get(tag.name), loaded) for tag in sorted(local, key=lambda tag: tag.name))
 
     def begin(self, call: Call) -> Translation:
+        version = call.engine_version
+        check_task(
+            call, embeds_unlisted=version in (None, UNKNOWN_VERSION) or older(version, ONLY_EMBEDDERS_EMBED_SINCE)
+        )
         if call.endpoint is Endpoint.EMBEDDINGS:
             request, changes, wanted = ollama_request.embed(call)
-            count = 1 if isinstance(wanted.input, str) else len(wanted.input)
-            return EmbeddingAnswer(request, changes, call, count=count, base64=wanted.encoding_format == "base64")
+            return EmbeddingAnswer(request, changes, call, wanted)
+        if call.endpoint is Endpoint.COMPLETIONS:
+            request, changes, top = generate(call)
+            return (TextStream if call.peek.stream else TextAnswer)(request, changes, call, top)
         request, changes = ollama_request.chat(call)
         if call.peek.stream:
             return ChatStream(request, changes, call)
