@@ -2,8 +2,9 @@
 
 Does not know which engine it talks to, nor when a connection is opened, kept or retried (see `pool`).
 
-Strategy: a `BufferedProtocol` hands every byte to the sans-io `ResponseReader`. At most one task waits, on one
-future, and looks again when something happened; there is no queue. Deadlines are one number and one timer that is
+Strategy: a `BufferedProtocol` hands every byte to the sans-io `ResponseReader`. At most one task waits for the answer,
+on one future, and looks again when something happened; there is no queue. A body that comes piece by piece is sent by
+a second task, which waits only for the engine to take it. Deadlines are one number and one timer that is
 only ever re-armed when it fires or when a nearer deadline is set: an exchange on a warm connection arms none.
 Back-pressure both ways: the socket is not read while BUFFER_HIGH bytes wait for the client, and a large request body
 is written slice by slice as the engine takes it.
@@ -46,6 +47,8 @@ class Connection(asyncio.BufferedProtocol):
         "_body",
         "_buffer",
         "_deadline",
+        "_drain",
+        "_early",
         "_idle",
         "_late",
         "_limit",
@@ -60,6 +63,7 @@ class Connection(asyncio.BufferedProtocol):
         "_total_at",
         "_transport",
         "_unsent",
+        "_uploading",
         "_waiter",
         "_write_paused",
         "error",
@@ -76,9 +80,11 @@ class Connection(asyncio.BufferedProtocol):
         self._on_lost = on_lost
         self._reader = ResponseReader()
         self._body: bytes | bytearray = b""
+        self._early = b""
         self._idle = True
-        self._unsent = self._read_paused = self._write_paused = False
+        self._unsent = self._read_paused = self._write_paused = self._uploading = False
         self._waiter: asyncio.Future[None] | None = None
+        self._drain: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = self._deadline = self._total_at = _NEVER
         self._late = ""
@@ -120,11 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         Raises RequestError: ENGINE_TIMEOUT, ENGINE_ERROR (closed or reset), UpstreamProtocolError. The caller aborts
         after any exception, cancellation included.
         """
-        reader = self._reader
-        reader.begin(method)
-        self._idle = False
-        self._timeouts = timeouts
-        self._total_at = total_at
+        self._begin(method, timeouts, total_at)
         if len(body) <= WRITE_SLICE:
             self._transport.write(head + body)
         else:
@@ -132,6 +134,17 @@ class Connection(asyncio.BufferedProtocol):
         first_byte = timeouts.first_byte
         self._expect(first_byte, "first_byte", f"did not begin to answer within {first_byte:g} s")
         await self.answered()
+
+    def _begin(self, method: str, timeouts: Timeouts, total_at: float) -> None:
+        self._reader.begin(method)
+        self._idle = False
+        self._timeouts = timeouts
+        self._total_at = total_at
+        if self._early:
+            self._feed(self._early)
+            self._early = b""
+        if not self.usable and not self._reader.head_complete:
+            raise self.error or self._broken("closed the connection")
 
     async def answered(self) -> None:
         """Wait for the head of the answer to what has been asked. Raises like `exchange`."""
@@ -155,16 +168,73 @@ class Connection(asyncio.BufferedProtocol):
         # An engine that answers before it has read everything is believed, but the connection is spent.
         self._unsent = len(rest) > 0 or self._write_paused
 
+    # --- a request whose body comes piece by piece -------------------------------------------------------------------
+
+    def begin_upload(self, method: str, head: bytes, timeouts: Timeouts, total_at: float) -> None:
+        """Send the head of a request; its body follows by `upload` and `end_upload`, of one task.
+
+        Meanwhile another may wait for the answer with `answered`, and read it, before the body is complete.
+        Raises RequestError if the engine is gone already.
+        """
+        self._unsent = self._uploading = True
+        self._begin(method, timeouts, total_at)
+        self._rest()
+        self._transport.write(head)
+
+    async def upload(self, data: bytes) -> None:
+        """The next bytes, with their framing. Returns when the engine takes more; at once, and without effect, when
+        nothing more is to be sent: after `stop_upload`, or when the connection has failed, which `answered` tells."""
+        if not self._uploading:
+            return
+        self._transport.write(data)
+        if self._write_paused:
+            await self._drained()
+
+    async def end_upload(self, last: bytes) -> None:
+        """The body is complete; `last` ends its framing. From now on the engine's time to answer runs."""
+        await self.upload(last)
+        if not self._uploading:
+            return
+        self._uploading = self._unsent = False
+        if self._awaiting_head:
+            first_byte = self._timeouts.first_byte
+            self._expect(first_byte, "first_byte", f"did not begin to answer within {first_byte:g} s")
+
+    def stop_upload(self) -> None:
+        """Send no more of the body: the connection is spent, but the engine's answer can still be read."""
+        self._uploading = False
+        self._wake_upload()
+
+    async def _drained(self) -> None:
+        gap = self._timeouts.between_bytes
+        if self._awaiting_head:
+            self._expect(gap, "between_bytes", f"took nothing of the request for {gap:g} s")
+        while self._write_paused and self._uploading:
+            self._drain = self._loop.create_future()
+            try:
+                await self._drain
+            finally:
+                self._drain = None
+        if self._awaiting_head:
+            self._rest()
+
+    def _wake_upload(self) -> None:
+        drain = self._drain
+        if drain is not None and not drain.done():
+            drain.set_result(None)
+
+    # --- the answer --------------------------------------------------------------------------------------------------
+
     async def read(self) -> bytes:
         """The next piece of the body as it came, at most SEND_FRAME_BYTES; b"" at its orderly end.
 
         Raises like `exchange`, after everything that came before the fault has been returned.
         """
         while not self._body:
-            if self.error is not None:
-                raise self.error
             if self._reader.complete:
                 return b""
+            if self.error is not None:
+                raise self.error
             gap = self._timeouts.between_bytes
             self._expect(gap, "between_bytes", f"sent nothing for {gap:g} s in the middle of its answer")
             await self._wait()
@@ -255,6 +325,7 @@ class Connection(asyncio.BufferedProtocol):
             self.error = error
         self._deadline = _NEVER
         self.abort()
+        self.stop_upload()
         self._notify()
 
     # --- called by the transport -------------------------------------------------------------------------------------
@@ -266,12 +337,17 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._idle:
+        if not self._idle:
+            self._feed(self._buffer[:nbytes])
+        elif self.reused or self._early:
             self.abort()  # bytes nobody asked for: whose answer would they be?
-            return
+        else:
+            self._early = bytes(self._buffer[:nbytes])  # an engine that refuses everybody may say so at once
+
+    def _feed(self, data: bytes | memoryview) -> None:
         reader = self._reader
         try:
-            reader.feed(self._buffer[:nbytes])
+            reader.feed(data)
         except UpstreamProtocolError as error:
             self._keep(reader.take())
             self._fail(UpstreamProtocolError(f"the engine at {self._name}: {error.message}"))
@@ -309,6 +385,7 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._write_paused = False
         self._notify()
+        self._wake_upload()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -316,6 +393,7 @@ class Connection(asyncio.BufferedProtocol):
             self._timer = None
         if not self._idle and not self._reader.complete and self.error is None:
             self.error = self._broken("reset the connection" if exc is not None else "closed the connection")
+        self.stop_upload()
         self._notify()
         if not self.lost.done():
             self.lost.set_result(None)

@@ -13,20 +13,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final
 
 from flm.config import IDLE_UPSTREAM_CONNECTIONS
 from flm.engines.base import UpstreamRequest
-from flm.errors import EngineTimeoutError, ErrorKind, RequestError
+from flm.errors import EngineTimeoutError, ErrorKind, Header, RequestError
 from flm.upstream.connection import RECEIVE_BYTES, Connection, Timeouts
 from flm.upstream.dial import dial
 from flm.upstream.draining import Drains
 from flm.upstream.tls import client_context, handshake_failure
-from flm.wire.http1 import Address, RequestWriter, parse_address
+from flm.wire.http1 import LAST_CHUNK, Address, RequestWriter, chunk, parse_address
 
-__all__ = ["Pool", "Response", "Timeouts"]
+__all__ = ["Pool", "Response", "Timeouts", "Upload"]
 
 _RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 _NO_SOCKET: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
@@ -104,13 +104,51 @@ class Response:
             self.abort()
 
 
+class Upload:
+    """An exchange whose request body comes piece by piece. One task writes, another waits for the answer."""
+
+    __slots__ = ("_chunked", "_connection", "_pool")
+
+    def __init__(self, pool: Pool, connection: Connection, *, chunked: bool) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._chunked = chunked
+
+    async def write(self, piece: bytes) -> None:
+        """Returns when the engine takes more. Without effect once the engine is gone, which `response` tells."""
+        if piece:
+            await self._connection.upload(chunk(piece) if self._chunked else piece)
+
+    async def end(self) -> None:
+        """The body is complete. Never called for one that was cut: the engine must not take it for whole."""
+        await self._connection.end_upload(LAST_CHUNK if self._chunked else b"")
+
+    def stop(self) -> None:
+        """The engine has answered and does not want the rest."""
+        self._connection.stop_upload()
+
+    async def response(self) -> Response:
+        """The answer, as soon as its head is there. Raises like `Pool.send`; cancelling closes the engine's socket."""
+        try:
+            await self._connection.answered()
+        except BaseException as error:
+            if isinstance(error, RequestError):
+                self._pool.failed(error)
+                self._pool.discard(self._connection)
+            else:
+                self._pool.part(self._connection)
+            raise
+        return Response(self._pool, self._connection)
+
+
 class Pool:
     """The connections of one worker to one engine.
 
     `url`: scheme://host:port with an optional base path. `credential`: bearer token, or None. `ca`: PEM text of the
-    authorities that verify an https engine, None for the system's. `idle_seconds`: how long an unused connection is kept. `max_in_flight`: exchanges at once, 0 for no limit. `drain_seconds`: how long an
-    answer nobody waits for is read on (see `draining`); 0 cuts at once. `on_failure` is told every error that is the
-    engine's fault, never that a caller went away; it must not raise.
+    authorities that verify an https engine, None for the system's. `idle_seconds`: how long an unused connection is
+    kept. `max_in_flight`: exchanges at once, 0 for no limit. `drain_seconds`: how long an answer nobody waits for is
+    read on (see `draining`); 0 cuts at once. `on_failure` is told every error that is the engine's fault, never that a
+    caller went away; it must not raise.
     Raises ValueError for a URL or credential that cannot be used.
     """
 
@@ -147,6 +185,11 @@ class Pool:
         return self._address.origin
 
     @property
+    def base_path(self) -> str:
+        """What stands before every path; empty, or `/a/b`."""
+        return self._address.base_path
+
+    @property
     def idle(self) -> int:
         """Connections that wait for a request."""
         return len(self._waiting)
@@ -158,9 +201,7 @@ class Pool:
         total), ENGINE_ERROR (closed or reset before a head), UpstreamProtocolError, INVALID_REQUEST (a path or header
         that cannot be sent). Cancelling it is as `Response.leave`.
         """
-        if self._max_in_flight and self.in_flight >= self._max_in_flight:
-            message = f"the engine at {self.origin} already has {self._max_in_flight} requests; try again shortly"
-            raise RequestError(ErrorKind.OVERLOADED, message, headers=_RETRY_AFTER)
+        self._check_room()
         head = self._writer.head(request.method, request.path, request.headers, len(request.body))
         self.in_flight += 1
         try:
@@ -172,9 +213,38 @@ class Pool:
             raise
         return Response(self, connection)
 
+    async def upload(self, method: str, path: str, headers: Iterable[Header], length: int | None) -> Upload:
+        """Begin a request whose body of `length` bytes (None: in chunks) comes piece by piece. Raises like `send`.
+
+        Always on a connection of its own: on one that the engine closes just now, pieces would be lost that nobody
+        has any more.
+        """
+        self._check_room()
+        head = self._writer.head(method, path, headers, length)
+        loop = asyncio.get_running_loop()
+        total_at = self._total_at(loop)
+        self.in_flight += 1
+        try:
+            connection = await self._connect(loop, total_at)
+            connection.begin_upload(method, head, self._timeouts, total_at)
+        except BaseException as error:
+            self.in_flight -= 1
+            if isinstance(error, RequestError):
+                self.failed(error)
+            raise
+        return Upload(self, connection, chunked=length is None)
+
+    def _check_room(self) -> None:
+        if self._max_in_flight and self.in_flight >= self._max_in_flight:
+            message = f"the engine at {self.origin} already has {self._max_in_flight} requests; try again shortly"
+            raise RequestError(ErrorKind.OVERLOADED, message, headers=_RETRY_AFTER)
+
+    def _total_at(self, loop: asyncio.AbstractEventLoop) -> float:
+        return loop.time() + self._timeouts.total if self._timeouts.total else float("inf")
+
     async def _exchange(self, request: UpstreamRequest, head: bytes) -> Connection:
         loop = asyncio.get_running_loop()
-        total_at = loop.time() + self._timeouts.total if self._timeouts.total else float("inf")
+        total_at = self._total_at(loop)
         connection = self._take_idle()
         if connection is not None:
             try:
@@ -229,7 +299,7 @@ class Pool:
             late = f"the engine at {address.origin} did not {what} within {seconds:g} s"
             raise EngineTimeoutError(late, limit) from None
         except OSError as error:
-            raise self._no_tls(error) if dialled else self._unreachable(error) from None
+            raise self._no_tls(error) if dialled and secure else self._unreachable(error) from None
         self._open.add(connection)
         return connection
 

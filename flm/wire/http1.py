@@ -48,6 +48,14 @@ _target = re.compile(rb"/[\x21-\x22\x24-\x7e]*").fullmatch  # printable ASCII wi
 _host = re.compile(r"[0-9A-Za-z._\-]+|[0-9A-Fa-f:.]+").fullmatch  # a name, an IPv4 or an IPv6 literal
 
 
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """`data`, which is not empty (that would end the body), as one chunk of a body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 class Address(msgspec.Struct, frozen=True):
     """Where an engine is: scheme `http` or `https`, host (IPv6 without brackets), port, base path (`` or `/a/b`)."""
 
@@ -101,8 +109,8 @@ class RequestWriter:
                 raise ValueError("the engine's credential is empty or holds characters that no header may carry")
             self._fixed += b"authorization: Bearer %s\r\n" % credential.encode()
 
-    def head(self, method: str, path: str, headers: Iterable[Header], length: int) -> bytes:
-        """The head of one request with a body of `length` bytes, up to and with its empty line.
+    def head(self, method: str, path: str, headers: Iterable[Header], length: int | None) -> bytes:
+        """The head of one request with a body of `length` bytes, in chunks if None, up to and with its empty line.
 
         `path` begins with `/`, is percent-encoded, and follows the base path. Names in OWN_HEADERS are left out.
         Raises RequestError (INVALID_REQUEST) for anything that could break out of its line.
@@ -116,7 +124,9 @@ class RequestWriter:
                 raise RequestError(ErrorKind.INVALID_REQUEST, "a header cannot be sent to an engine")
             if name.lower() not in OWN_HEADERS:
                 pieces += (name, b": ", value, b"\r\n")
-        if length or method not in _BODILESS_METHODS:
+        if length is None:
+            pieces.append(b"transfer-encoding: chunked\r\n")
+        elif length or method not in _BODILESS_METHODS:
             pieces.append(b"content-length: %d\r\n" % length)
         pieces.append(b"\r\n")
         return b"".join(pieces)

@@ -97,6 +97,19 @@ def receive(peer_count: int = 1) -> Step:
     return step
 
 
+def seen(marker: bytes) -> Step:
+    """Wait until `marker` is among the bytes received."""
+
+    async def step(peer: Peer) -> None:
+        looked = 0
+        while peer.received.find(marker, looked) < 0:
+            looked = max(len(peer.received) - len(marker) + 1, 0)
+            if not await peer.receive_some():
+                raise ConnectionAbortedError("the client closed before the marker came")
+
+    return step
+
+
 def say(data: bytes) -> Step:
     """Send bytes: an answer, a part of one, or garbage."""
 
