@@ -10,6 +10,7 @@ Does not know where values are stored: it is handed mappings and returns values,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, get_args
 
@@ -35,7 +36,7 @@ DETECT_TIMEOUT_SECONDS: Final = 4.5  # all of `engines detect`
 PROBE_BODY_BYTES: Final = 8_388_608  # a model list of thousands of entries; a 10 MB decoy is cut
 
 Value = int | float | bool | str
-Kind = Literal["integer", "number", "boolean", "text", "choice"]
+Kind = Literal["integer", "number", "boolean", "text", "choice", "list"]
 
 DEFAULT_PORT: Final = 3560
 _DAY: Final = 86_400
@@ -51,6 +52,17 @@ def _seconds(meaning: str, low: float = 0.1, high: float = _DAY) -> msgspec.Meta
 
 def _means(meaning: str) -> msgspec.Meta:
     return msgspec.Meta(description=meaning)
+
+
+# An engine's id or `*`, a method or `*`, a path that holds nothing a list, a shell or a URL would take apart.
+_PATH: Final = r"(?:/\*|/[A-Za-z0-9\-._~!$&()+=:@/]*(?:/\*)?)"
+_OPENING: Final = rf"(?:\*|[a-z0-9][a-z0-9._-]{{0,62}}):(?:\*|[A-Z]{{1,32}}) {_PATH}"
+
+
+def _listed(meaning: str, item: str, shape: str) -> msgspec.Meta:
+    """A list with commas between; `shape` is an item as people write it. May be empty."""
+    items = rf"(?:\s*{item}\s*(?:,\s*{item}\s*)*)?"
+    return msgspec.Meta(description=meaning, pattern=rf"\A{items}\Z", examples=[shape])
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -83,6 +95,7 @@ class Settings(msgspec.Struct, frozen=True):
     engine_max_in_flight: Annotated[int, _count("requests per engine and worker; 0: no limit", 0, 65_536)] = 0
     engine_keepalive_comment_seconds: Annotated[float, _seconds("between comments while a cold model loads", 1)] = 10
     routing_plain_names: Annotated[bool, _means("accept a plain name that one engine has")] = True
+    passthrough_open_routes: Annotated[str, _listed("closed routes to open", _OPENING, "ENGINE:METHOD /path")] = ""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _means("least severe line logged")] = "info"
     log_file: Annotated[str, _means("log of a background proxy, relative to the data folder")] = "logs/flm.log"
     log_max_bytes: Annotated[int, _count("size at which the log file is rotated", 4096, 1_073_741_824)] = 10_485_760
@@ -90,7 +103,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One setting as a person sees it; `minimum` and `maximum` are inclusive."""
+    """One setting as a person sees it; `minimum` and `maximum` are inclusive. `shape`: how an item of a list looks."""
 
     key: str
     kind: Kind
@@ -99,6 +112,8 @@ class Setting(msgspec.Struct, frozen=True):
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    pattern: str | None = None
+    shape: str = ""
 
     @property
     def attribute(self) -> str:
@@ -117,8 +132,10 @@ def _described(field: msgspec.structs.FieldInfo) -> Setting:
     base, meta = get_args(field.type)
     choices: tuple[str, ...] = get_args(base)
     noun, _, rest = field.name.partition("_")
-    kind: Kind = "choice" if choices else _KINDS[base]
-    return Setting(f"{noun}.{rest}", kind, field.default, meta.description, meta.ge, meta.le, choices)
+    kind: Kind = "choice" if choices else "list" if meta.pattern else _KINDS[base]
+    shape = meta.examples[0] if meta.examples else ""
+    key = f"{noun}.{rest}"
+    return Setting(key, kind, field.default, meta.description, meta.ge, meta.le, choices, meta.pattern, shape)
 
 
 SETTINGS: Final[Mapping[str, Setting]] = {
@@ -171,6 +188,8 @@ def _convert(spec: Setting, text: str) -> Value | None:
         return text if text in spec.choices else None
     if spec.kind == "text":
         return text if text and text.isprintable() else None
+    if spec.kind == "list":
+        return text if text.isprintable() and re.search(spec.pattern or "", text) else None
     try:
         number = int(text) if spec.kind == "integer" else float(text)
     except ValueError:
@@ -187,6 +206,8 @@ def _allowed(spec: Setting) -> str:
         return "one of " + ", ".join(spec.choices)
     if spec.kind == "text":
         return "a non-empty line of text"
+    if spec.kind == "list":
+        return f"a list of `{spec.shape}` with commas between"
     noun = "a whole number" if spec.kind == "integer" else "a number"
     return f"{noun} from {spec.minimum:g} to {spec.maximum:g}"
 

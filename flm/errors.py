@@ -32,6 +32,7 @@ class ErrorKind(enum.Enum):
     INVALID_API_KEY = (401, "authentication_error", "invalid_api_key")
     IP_NOT_ALLOWED = (403, "permission_error", "ip_not_allowed")
     PERMISSION_DENIED = (403, "permission_error", "permission_denied")
+    ROUTE_DISABLED = (403, "permission_error", "route_disabled")
     ORIGIN_NOT_ALLOWED = (403, "permission_error", "origin_not_allowed")
     NOT_FOUND = (404, "invalid_request_error", "not_found")
     ENGINE_NOT_FOUND = (404, "invalid_request_error", "engine_not_found")

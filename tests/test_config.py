@@ -21,7 +21,8 @@ def test_every_setting_explains_itself_and_accepts_its_default(spec) -> None:
 
 @pytest.mark.parametrize("spec", SETTINGS.values(), ids=lambda spec: spec.key)
 def test_every_setting_refuses_what_it_is_not(spec) -> None:
-    wrong = {"integer": "1.5", "number": "nan", "boolean": "maybe", "text": "", "choice": "none of them"}[spec.kind]
+    words = {"boolean": "maybe", "text": "", "choice": "none of them", "list": "everything"}
+    wrong = ({"integer": "1.5", "number": "nan"} | words)[spec.kind]
     with pytest.raises(CommandError) as refusal:
         parse(spec.key, wrong)
     assert refusal.value.code is CommandCode.CONFIG_INVALID
@@ -67,3 +68,27 @@ def test_any_text_is_a_value_or_a_clear_refusal(text: str, key: str) -> None:
     except CommandError:
         return
     assert not (isinstance(value, float) and not math.isfinite(value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "e:POST /api/pull", "*:* /*", " gpu-1:DELETE /api/delete , gpu-1:* /models/* ", "e:GET /", "e:GET /a//*"],
+)
+def test_routes_to_open_are_a_list(text: str) -> None:
+    assert parse("passthrough.open_routes", text) == text.strip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["e:/x", "e:POST", "e:POST x", "e:post /x", "E:POST /x", "e:POST /x,", ",", "e:POST /x e:POST /y", "e:POST /x*",
+     "e:POST /a*/b", "e:POST /a?b", "e:POST /a%2e", "e:POST /a;b", "e:POST /a\\b", "e:POST /\u00e4", "*",
+     "e:POST /x#", "e:POST  /x\0", "e:PO ST /x"],
+)  # fmt: skip
+def test_other_lists_of_routes_are_refused(text: str) -> None:
+    with pytest.raises(CommandError, match="ENGINE:METHOD /path"):
+        parse("passthrough.open_routes", text)
+
+
+def test_a_long_list_that_is_wrong_at_its_end_is_refused_at_once() -> None:
+    with pytest.raises(CommandError):
+        parse("passthrough.open_routes", ", ".join(["e:POST /a/b/c/*"] * 2000) + ", e:POST")
