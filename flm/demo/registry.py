@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from flm.demo.dialect import Dialect
 from flm.demo.llamacpp import LlamaCpp
+from flm.demo.lmstudio import LMStudio
 from flm.demo.ollama import Ollama
 from flm.demo.openai import OpenAI
 
-DIALECTS: dict[str, type[OpenAI]] = {dialect.name: dialect for dialect in (OpenAI, LlamaCpp, Ollama)}
+DIALECTS: dict[str, type[OpenAI]] = {dialect.name: dialect for dialect in (OpenAI, LlamaCpp, LMStudio, Ollama)}
 
 
 def create(name: str, models: tuple[str, ...], version: str | None, api_key: str | None) -> Dialect:
