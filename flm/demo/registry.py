@@ -7,8 +7,9 @@ from flm.demo.llamacpp import LlamaCpp
 from flm.demo.lmstudio import LMStudio
 from flm.demo.ollama import Ollama
 from flm.demo.openai import OpenAI
+from flm.demo.vllm import VLLM
 
-DIALECTS: dict[str, type[OpenAI]] = {dialect.name: dialect for dialect in (OpenAI, LlamaCpp, LMStudio, Ollama)}
+DIALECTS: dict[str, type[OpenAI]] = {dialect.name: dialect for dialect in (OpenAI, LlamaCpp, LMStudio, Ollama, VLLM)}
 
 
 def create(name: str, models: tuple[str, ...], version: str | None, api_key: str | None) -> Dialect:

@@ -13,7 +13,7 @@ from flm.demo.dialect import Request
 from flm.demo.registry import create
 from tests.support.recordings import Exchange, exchange
 
-LLAMA, OLLAMA = "llama-server-b1-0c1e570", "ollama-0.34.4"
+LLAMA, OLLAMA, VLLM = "llama-server-b1-0c1e570", "ollama-0.34.4", "vllm-0.32.0"
 EMBEDDING = f"{LLAMA}/embedding"
 
 
@@ -49,8 +49,8 @@ def shape(value: Any) -> Any:
     return type(value).__name__ if value is not None else None
 
 
-# What only a real one can know: timings in detail, cached tokens.
-IGNORED = {"timings", "prompt_eval_cached_count"}
+# What only a real one can know: timings in detail, cached tokens, and which parser it was started with.
+IGNORED = {"timings", "prompt_eval_cached_count", "completion_tokens_details"}
 
 
 def pruned(value: Any) -> Any:
@@ -96,20 +96,47 @@ CASES = [
     ("ollama", OLLAMA, "chat_wrong_method"),
     ("ollama", OLLAMA, "unknown_path"),
     ("ollama", OLLAMA, "v1_models"),
+    ("vllm", VLLM, "version"),
+    ("vllm", VLLM, "health"),
+    ("vllm", VLLM, "models"),
+    ("vllm", VLLM, "chat"),
+    ("vllm", VLLM, "chat_stream"),
+    ("vllm", VLLM, "chat_stream_usage"),
+    ("vllm", VLLM, "chat_no_messages"),
+    ("vllm", VLLM, "chat_empty_messages"),
+    ("vllm", VLLM, "chat_bad_json"),
+    ("vllm", VLLM, "chat_not_object"),
+    ("vllm", VLLM, "chat_no_model"),
+    ("vllm", VLLM, "chat_wrong_method"),
+    ("vllm", VLLM, "unknown_path"),
+    ("vllm", VLLM, "embeddings"),
+    ("vllm", VLLM, "completions"),
+    ("vllm", VLLM, "completions_stream"),
+    ("vllm", f"{VLLM}/scripted", "chat_tools"),
+    ("vllm", f"{VLLM}/scripted", "chat_tools_stream"),
+    ("vllm", f"{VLLM}/scripted", "chat_tools_empty"),
+    ("vllm", f"{VLLM}/scripted", "chat_tool_choice_without_tools"),
+    ("vllm", f"{VLLM}/scripted", "chat_stream_options_without_stream"),
+    ("vllm", f"{VLLM}/scripted", "completions_stream"),
+    ("vllm", f"{VLLM}/scripted", "completions_no_prompt"),
 ]
 
 
-@pytest.mark.parametrize(("dialect", "folder", "case"), CASES, ids=[f"{one}/{case}" for one, _, case in CASES])
+IDS = [f"{dialect}/{folder.rpartition('/')[2]}/{case}" for dialect, folder, case in CASES]
+
+
+@pytest.mark.parametrize(("dialect", "folder", "case"), CASES, ids=IDS)
 def test_like_the_recording(dialect: str, folder: str, case: str) -> None:
     recorded = exchange(folder, case)
     head, body = ask(dialect, recorded, "demo")
     assert int(head[0].split(b" ")[1]) == recorded.status
     names = header_names(head)
     assert names == list(recorded.headers)
-    if b"json" not in recorded.headers[b"content-type"] and b"event" not in recorded.headers[b"content-type"]:
+    kind = recorded.headers.get(b"content-type", b"")
+    if b"json" not in kind and b"event" not in kind:
         assert body == recorded.body
         return
-    assert recorded.headers[b"content-type"].split(b";")[0] in b"\n".join(head)
+    assert kind.split(b";")[0] in b"\n".join(head)
     ours, theirs = documents(body), documents(recorded.body)
     assert shape(ours) == shape(theirs)
 
@@ -119,6 +146,57 @@ def test_thinking_like_the_recording(case: str) -> None:
     recorded = exchange(OLLAMA, case)
     _, body = ask("ollama", recorded, "demo-think")
     assert shape(documents(body)) == shape(documents(recorded.body))
+
+
+@pytest.mark.parametrize("case", ["chat_think", "chat_think_stream"])
+def test_vllm_thinks_like_the_recording(case: str) -> None:
+    recorded = exchange(f"{VLLM}/scripted", case)
+    engine = create("vllm", ("demo-think",), None, None)
+    fields = msgspec.json.decode(recorded.request_body) | {"model": "demo-think"}
+    answer = engine.answer(Request("POST", recorded.path, {}, {}, msgspec.json.encode(fields), 7, 1.0))
+    body = answer.body if isinstance(answer.body, bytes) else b"".join(answer.body)
+    assert shape(documents(body)) == shape(documents(recorded.body))
+
+
+VECTORS = ("embeddings", "embeddings_base64", "embeddings_batch", "embeddings_tokens", "embeddings_token_arrays")
+NO_VECTORS = (
+    "embeddings_dimensions",
+    "embeddings_empty_list",
+    "embeddings_unknown_model",
+    "completions_on_embedding_model",
+)
+
+
+@pytest.mark.parametrize("case", VECTORS + NO_VECTORS)
+def test_vllm_embeds_like_the_recording(case: str) -> None:
+    recorded = exchange(f"{VLLM}/scripted-embedding", case)
+    name = "nope" if case == "embeddings_unknown_model" else "scripted-embed"
+    engine = create("vllm", ("scripted-embed",), None, "sekret")
+    body = msgspec.json.encode(msgspec.json.decode(recorded.request_body) | {"model": name})
+    headers = {b"authorization": b"Bearer sekret"}
+    answer = engine.answer(Request("POST", recorded.path, {}, headers, body, 7, 1.0))
+    assert isinstance(answer.body, bytes)
+    assert (answer.status, shape(documents(answer.body))) == (recorded.status, shape(documents(recorded.body)))
+    if recorded.status >= 400:
+        assert answer.body == recorded.body
+
+
+def test_vllm_guards_v1_and_nothing_else() -> None:
+    recorded = exchange(f"{VLLM}/scripted-embedding", "models_without_key")
+    engine = create("vllm", (), None, "sekret")
+    refused = engine.answer(Request("GET", "/v1/models", {}, {}, b"", 1, 0.0))
+    assert (refused.status, refused.body) == (recorded.status, recorded.body)
+    assert header_names(engine.head(refused, 1, 0.0, False).split(b"\r\n")[:-2]) == list(recorded.headers)
+    for path in ("/version", "/health", "/openapi.json"):
+        assert engine.answer(Request("GET", path, {}, {}, b"", 1, 0.0)).status == 200
+
+
+def test_vllm_refuses_an_unknown_model_in_the_same_words() -> None:
+    recorded = exchange(VLLM, "chat_unknown_model")
+    engine = create("vllm", ("tiny-llama",), None, None)
+    for path in (recorded.path, "/v1/completions"):
+        answer = engine.answer(Request("POST", path, {}, {}, recorded.request_body, 1, 0.0))
+        assert (answer.status, answer.body) == (404, recorded.body)
 
 
 def test_unknown_models_are_refused_in_the_same_words() -> None:
