@@ -197,14 +197,17 @@ class Dialect(Protocol):
     """One kind of engine. An instance is stateless and shared by all requests.
 
     `kind`: the name in settings and databases. `label`: the name for people. `idle_seconds`: how long a pooled
-    connection may lie idle before the engine is likely to close it. `chat_table`: what becomes of each parameter of
-    a chat request. `closed_routes`: what the pass-through does not let through by itself.
+    connection may lie idle before the engine is likely to close it. `chat_table`, `completion_table` and
+    `embedding_table`: what becomes of each parameter of such a request; None where it translates none of them.
+    `closed_routes`: what the pass-through does not let through by itself.
     """
 
     kind: str
     label: str
     idle_seconds: float
     chat_table: Table
+    completion_table: Table | None
+    embedding_table: Table | None
     closed_routes: tuple[ClosedRoute, ...]
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -249,6 +252,8 @@ class DialectDefaults:
     """What most engines have in common, so that a dialect says only what is its own."""
 
     idle_seconds: float = 4.0  # uvicorn, under many servers, closes after 5 s
+    completion_table: Table | None = None
+    embedding_table: Table | None = None
     closed_routes: tuple[ClosedRoute, ...] = ALL_BUT_THE_API
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:

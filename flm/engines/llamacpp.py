@@ -12,9 +12,12 @@ from typing import Any
 
 import msgspec
 
+from flm.engines import completion_cases, embedding_cases
 from flm.engines.base import Answer, Identifying, Identity, Listing, Probe, Verdict
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.chat_cases import CHAT_CASES, LOCAL
+from flm.engines.completion_cases import COMPLETION_CASES
+from flm.engines.embedding_cases import EMBEDDING_CASES, NO_DIMENSIONS
 from flm.engines.passthrough import PassThrough
 from flm.engines.places import dialled, executables
 from flm.engines.probing import (
@@ -88,11 +91,15 @@ _properties = msgspec.json.Decoder(_Properties)
 _models = msgspec.json.Decoder(_Models)
 
 
+def _one_logprob(_value: msgspec.Raw, _fields: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
+    return {"logprobs": 1}
+
+
 class LlamaCpp(PassThrough):
     kind = "llamacpp"
     label = "llama.cpp"
     idle_seconds = 4.0  # cpp-httplib's keep-alive timeout is 5 s
-    takes_dimensions = False
+    embeds_unlisted = True  # a router does not say which of its models do
     chat_table = Table(
         CHAT_CASES,
         {
@@ -104,6 +111,18 @@ class LlamaCpp(PassThrough):
             ),
         },
     )
+
+    completion_table = Table(
+        COMPLETION_CASES,
+        {
+            **completion_cases.LOCAL,
+            "suffix": (Rule(Act.REFUSE, "this engine takes no `suffix` here (it fills in at its own route /infill)"),),
+            "echo: true": (Rule(Act.REFUSE, "this engine does not repeat the prompt: `echo` must be false"),),
+            "best_of > 1": (Rule(Act.IGNORED),),
+            "logprobs: 0": (Rule(Act.REWORD, "as `logprobs` 1, whose alternatives FLM leaves out", make=_one_logprob),),
+        },
+    )
+    embedding_table = Table(EMBEDDING_CASES, {**embedding_cases.LOCAL, "dimensions": NO_DIMENSIONS})
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         """The defaults, and what LLAMA_ARG_HOST, LLAMA_ARG_PORT and LLAMA_ARG_API_PREFIX say in front of them."""

@@ -30,7 +30,7 @@ from flm.wire.chunks import (
     completion,
     usage,
 )
-from flm.wire.embeddings import answer, base64_vector, is_vector
+from flm.wire.embeddings import EmbeddingParameters, answer, base64_vector, check_dimensions, is_vector
 from flm.wire.framing import LineReader, readable
 
 Raw = msgspec.Raw
@@ -229,23 +229,27 @@ class EmbeddingAnswer(WholeAnswer):
     long_field = "input"
 
     def __init__(
-        self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call, *, count: int, base64: bool
+        self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call, wanted: EmbeddingParameters
     ) -> None:
         super().__init__(request, changes)
         self._model = call.peek.model
-        self._count = count
-        self._base64 = base64
+        self._wanted = wanted
 
     def _whole(self, body: bytes) -> bytes:
+        wanted = self._wanted
+        packed = wanted.encoding_format == "base64"
         try:
             found = _embeddings.decode(readable(body))
-            vectors = [base64_vector(vector) for vector in found.embeddings] if self._base64 else found.embeddings
-        except MALFORMED:
+            if wanted.dimensions is not None:
+                check_dimensions(wanted.dimensions, found.embeddings)
+            vectors = [base64_vector(vector) for vector in found.embeddings] if packed else found.embeddings
+        except (*MALFORMED, ValueError):
             raise unreadable("an embedding answer", body) from None
         if not isinstance(found.error, UnsetType):
             raise reported(bytes(found.error), "input")
-        if not self._base64 and not all(map(is_vector, vectors)):
+        if not packed and not all(map(is_vector, vectors)):
             raise unreadable("an embedding answer", body)
-        if len(vectors) != self._count:
-            raise UpstreamProtocolError(f"the engine sent {len(vectors)} vectors for {self._count} texts")
+        count = 1 if isinstance(wanted.input, str) else len(wanted.input)
+        if len(vectors) != count:
+            raise UpstreamProtocolError(f"the engine sent {len(vectors)} vectors for {count} texts")
         return answer(vectors, self._model, found.prompt_eval_count)

@@ -16,7 +16,8 @@ import msgspec
 
 from flm.engines.base import Call, Change, UpstreamRequest
 from flm.engines.capabilities import older
-from flm.engines.ollama_table import CHAT_TABLE
+from flm.engines.ollama_options import Options, options
+from flm.engines.ollama_table import CHAT_TABLE, EMBEDDING_TABLE
 from flm.engines.requests import check_tool_choice
 from flm.errors import ErrorKind, RequestError
 from flm.wire.chat import (
@@ -33,10 +34,9 @@ from flm.wire.chat import (
     parameters,
     tool_name,
 )
-from flm.wire.embeddings import EmbeddingParameters, input_kind
+from flm.wire.embeddings import EmbeddingParameters, embedded
 
 Raw = msgspec.Raw
-DIMENSIONS_SINCE: Final = (0, 11, 11)
 MAX_EFFORT_SINCE: Final = (0, 22, 0)
 LEVELS_SINCE: Final = (0, 12, 0)  # before, a level was refused for every model but one family
 THINKS_BY_ITSELF_SINCE: Final = (0, 12, 0)  # before, a silent request left the thoughts in the text, with their tags
@@ -67,6 +67,13 @@ class NativeParameters(ChatParameters, frozen=True, kw_only=True):
     min_p: float | None = None
     repeat_penalty: float | None = None
     num_ctx: int | None = None
+    keep_alive: str | int | float | None = None
+
+
+class NativeEmbedding(EmbeddingParameters, frozen=True, kw_only=True):
+    """An embedding request with the extra fields that Ollama's users write into it."""
+
+    truncate: bool | None = None
     keep_alive: str | int | float | None = None
 
 
@@ -109,27 +116,13 @@ class _NativeMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_call_id: str | None = None
 
 
-class _Options(msgspec.Struct, frozen=True, omit_defaults=True):
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    num_predict: int | None = None
-    num_ctx: int | None = None
-    stop: tuple[str, ...] | None = None
-
-
 class _ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str
     messages: list[_NativeMessage]
     stream: bool
     tools: tuple[Tool, ...] | None = None
     format: Raw | None = None
-    options: _Options | None = None
+    options: Options | None = None
     keep_alive: str | int | float | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
@@ -139,7 +132,9 @@ class _ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 class _EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str
     input: Raw
+    truncate: bool
     dimensions: int | None = None
+    keep_alive: str | int | float | None = None
 
 
 _encoder = msgspec.json.Encoder()
@@ -163,7 +158,7 @@ def chat(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...]]:
         call.peek.stream,
         tools=_tools(wanted),
         format=_format(wanted),
-        options=_options(wanted),
+        options=options(wanted, wanted.max_completion_tokens or wanted.max_tokens),
         keep_alive=wanted.keep_alive,
         think=_think(wanted, call),
         logprobs=wanted.logprobs or None,
@@ -173,36 +168,21 @@ def chat(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...]]:
 
 
 def embed(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...], EmbeddingParameters]:
-    """`/api/embed` for this call, what old versions ignore, and what was asked for.
+    """`/api/embed` for this call, what could not be passed on, and what was asked for. Raises RequestError.
 
-    Raises RequestError; token ids are refused, since Ollama takes texts only.
+    `truncate` is sent: without it a text that is too long is cut in silence, and the caller gets the vector of another.
     """
-    wanted = parameters(call.peek.fields, EmbeddingParameters)
-    if input_kind(wanted.input) == "tokens":
-        raise invalid("this engine embeds texts only, not token ids: `input` must be a string or strings", "input")
-    if not wanted.input:
-        raise invalid("`input` is empty", "input")
-    request = _EmbedRequest(call.model, call.peek.fields["input"], wanted.dimensions)
-    ignored = wanted.dimensions is not None and older(call.engine_version, DIMENSIONS_SINCE)
-    changes = (Change("dimensions", "dropped"),) if ignored else ()
-    return UpstreamRequest("/api/embed", _encoder.encode(request)), changes, wanted
-
-
-def _options(wanted: NativeParameters) -> _Options | None:
-    options = _Options(
-        temperature=wanted.temperature,
-        top_p=wanted.top_p,
-        top_k=wanted.top_k,
-        min_p=wanted.min_p,
-        repeat_penalty=wanted.repeat_penalty,
-        presence_penalty=wanted.presence_penalty,
-        frequency_penalty=wanted.frequency_penalty,
-        seed=wanted.seed,
-        num_predict=wanted.max_completion_tokens or wanted.max_tokens,
-        num_ctx=wanted.num_ctx,
-        stop=(wanted.stop,) if isinstance(wanted.stop, str) else wanted.stop,
+    wanted = parameters(call.peek.fields, NativeEmbedding)
+    embedded(wanted.input)
+    decided = EMBEDDING_TABLE.decide(call)
+    request = _EmbedRequest(
+        call.model,
+        call.peek.fields["input"],
+        truncate=bool(wanted.truncate),
+        dimensions=wanted.dimensions,
+        keep_alive=wanted.keep_alive,
     )
-    return None if options == _Options() else options
+    return UpstreamRequest("/api/embed", _encoder.encode(request)), tuple(decided.changes), wanted
 
 
 def _top_logprobs(wanted: NativeParameters) -> int | None:

@@ -1,4 +1,4 @@
-"""What Ollama makes of each parameter of a chat request: its row of docs/parameters.md, and the rules that decide.
+"""What Ollama makes of each parameter of a request: its column of docs/parameters.md, and the rules that decide.
 
 What is not named here has no counterpart in the native API and is dropped, which the caller is told.
 Does not know how the native request is written (`ollama_request`).
@@ -11,13 +11,17 @@ from typing import Any, Final
 
 import msgspec
 
+from flm.engines import completion_cases
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.chat_cases import CHAT_CASES, COMMON, NO_SPEECH
+from flm.engines.completion_cases import COMPLETION_CASES
+from flm.engines.embedding_cases import EMBEDDING_CASES, NO_DIMENSIONS
 from flm.engines.requests import named_in_tools, without_tools
 from flm.errors import ErrorKind
 
 Raw = msgspec.Raw
 LOGPROBS_SINCE: Final = (0, 12, 11)
+DIMENSIONS_SINCE: Final = (0, 11, 11)
 
 _MODALITY = ErrorKind.UNSUPPORTED_MODALITIES
 
@@ -79,4 +83,51 @@ CHAT_TABLE: Final = Table(
     },
     otherwise=Act.DROP,
     own=("top_k", "min_p", "repeat_penalty", "num_ctx", "keep_alive"),
+)
+
+COMPLETION_TABLE: Final = Table(
+    COMPLETION_CASES,
+    {
+        **completion_cases.COMMON,
+        "prompt of token ids": (Rule(Act.REFUSE, "this engine reads texts only, not token ids"),),
+        "prompt of several texts": (
+            Rule(Act.REFUSE, "this engine takes one prompt at a time: send a request for each of them"),
+        ),
+        "prompt": (Rule(Act.REWORD, at="prompt"),),
+        "suffix": (
+            Rule(Act.REFUSE, "this model cannot fill in between two texts (`suffix`)", lacking="insert"),
+            Rule(Act.REWORD, "by the model's template for it", at="suffix"),
+        ),
+        "temperature": _option("temperature"),
+        "top_p": _option("top_p"),
+        "max_tokens": _option("num_predict"),
+        "n > 1": (Rule(Act.CHANGE, value=1),),
+        "best_of > 1": (Rule(Act.CHANGE, value=1),),
+        "echo: true": (Rule(Act.REFUSE, "this engine does not repeat the prompt: `echo` must be false"),),
+        "logprobs: 0": (_NO_LOGPROBS, Rule(Act.REWORD, at="logprobs")),
+        "logprobs": (_NO_LOGPROBS, Rule(Act.REWORD, at="top_logprobs")),
+        "stop": _option("stop"),
+        "seed": _option("seed"),
+        "presence_penalty": _option("presence_penalty"),
+        "frequency_penalty": _option("frequency_penalty"),
+        "stream_options": (Rule(Act.REWORD, "FLM writes the usage chunk"),),
+    },
+    otherwise=Act.DROP,
+    own=("top_k", "min_p", "repeat_penalty", "num_ctx", "keep_alive"),
+)
+
+EMBEDDING_TABLE: Final = Table(
+    EMBEDDING_CASES,
+    {
+        "input of token ids": (Rule(Act.REFUSE, "this engine embeds texts only, not token ids"),),
+        "input": (Rule(Act.REWORD, at="input"),),
+        'encoding_format "base64"': (Rule(Act.REWORD, "FLM packs the vectors"),),
+        "encoding_format": (Rule(Act.REWORD, "it knows no other"),),
+        "dimensions": (
+            msgspec.structs.replace(NO_DIMENSIONS[0], before=DIMENSIONS_SINCE),
+            Rule(Act.REWORD, at="dimensions"),
+        ),
+    },
+    otherwise=Act.DROP,
+    own=("truncate", "keep_alive"),
 )

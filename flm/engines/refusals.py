@@ -66,6 +66,10 @@ _LACKS = {
     "does not support thinking": "reasoning_effort",
     "is not supported for this model": "reasoning_effort",
     "does not support chat": "model",
+    "does not support generate": "model",
+    "does not support embeddings": "model",
+    "does not support completions": "model",
+    "does not support insert": "suffix",
 }
 
 
@@ -88,7 +92,7 @@ def _known(status: int, found: Reported, long_field: str) -> RequestError:
         return engine_refusal(400, message, param=long_field, code="context_length_exceeded")
     if any(text in message for text in _NO_SUCH_INPUT):
         return RequestError(ErrorKind.UNSUPPORTED_MODALITIES, message, param="messages")
-    if status == 400:
+    if status in (400, 501):
         for text, param in _LACKS.items():
             if text in message:
                 return RequestError(ErrorKind.UNSUPPORTED_PARAMETER, message, param=param)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from flm.engines.base import Call, Endpoint
 from flm.errors import ErrorKind, RequestError
 from flm.wire.chat import ChatParameters, Tool, decoded, invalid, named_tool, tool_name
 
@@ -18,6 +19,24 @@ Raw = msgspec.Raw
 _choice = msgspec.json.Decoder(dict[str, Raw])
 _tools = msgspec.json.Decoder(tuple[Raw, ...] | None)
 _tool = msgspec.json.Decoder(Tool)
+
+
+def check_task(call: Call, *, embeds_unlisted: bool) -> None:
+    """Raises UNSUPPORTED_PARAMETER (param `model`) for a model that is known to do only the other kind of work.
+
+    `embeds_unlisted`: whether a model may make embeddings that is not known to have the capability.
+    """
+    known = call.capabilities
+    if call.endpoint is Endpoint.EMBEDDINGS:
+        if embeds_unlisted or "embedding" in known or "completion" not in known:
+            return
+        message = f"the model {call.peek.model!r} makes no embeddings"
+    elif "embedding" in known and "completion" not in known:
+        message = f"the model {call.peek.model!r} makes embeddings only (POST {Endpoint.EMBEDDINGS.value})"
+    else:
+        return
+    message += "; GET /v1/models lists what each model can do"
+    raise RequestError(ErrorKind.UNSUPPORTED_PARAMETER, message, param="model")
 
 
 def check_tool_choice(parameters: ChatParameters) -> None:

@@ -20,9 +20,9 @@ NULL = Raw(b"null")
 QUOTE, BRACKET, BRACE, LETTER_N = b'"[{n'
 
 # Engines hold these counts in 32 bits; the API's own bound of `n` is 128.
-_Count = Annotated[int, msgspec.Meta(ge=1, le=2_147_483_647)]
-_Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
-_Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2_147_483_647)]
+Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -56,16 +56,16 @@ class ChatParameters(msgspec.Struct, frozen=True, kw_only=True):
     messages: Annotated[tuple[Message, ...], msgspec.Meta(min_length=1)]
     temperature: float | None = None
     top_p: float | None = None
-    max_tokens: _Count | None = None
-    max_completion_tokens: _Count | None = None
-    n: _Choices | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    n: Choices | None = None
     stop: str | tuple[str, ...] | None = None
-    seed: _Integer | None = None
+    seed: Integer | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, Raw] | tuple[Raw, ...] | None = None
     logprobs: bool | None = None
-    top_logprobs: _Integer | None = None
+    top_logprobs: Integer | None = None
     tools: tuple[Tool, ...] | None = None
     tool_choice: str | dict[str, Raw] | None = None
     parallel_tool_calls: bool | None = None

@@ -10,11 +10,13 @@ import array
 import base64
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
+from flm.errors import ErrorKind, RequestError
 from flm.wire.chat import BRACKET, QUOTE, first_byte, invalid
+from flm.wire.inputs import Inputs, inputs
 
 Raw = msgspec.Raw
 
@@ -46,25 +48,22 @@ class _Answer(msgspec.Struct, frozen=True):
     usage: Usage
 
 
+_FLOAT_BYTES: Final = 4
 _floats = msgspec.json.Decoder(list[float])
+_text = msgspec.json.Decoder(str)
 _encoder = msgspec.json.Encoder()
 
 
-def input_kind(value: str | Sequence[Raw]) -> Literal["texts", "tokens"]:
-    """Whether texts or token ids are to be embedded. Raises INVALID_REQUEST (param `input`) for anything else."""
-    if isinstance(value, str):
-        return "texts"
-    if not value:
-        raise invalid("`input` is an empty array", "input")
-    firsts = {first_byte(item) for item in value}
-    if firsts == {QUOTE}:
-        return "texts"
-    if firsts == {BRACKET} or firsts <= _DIGITS:
-        return "tokens"
-    raise invalid("`input` must be a string, an array of strings or token ids", "input")
+def embedded(value: str | Sequence[Raw]) -> Inputs:
+    """What is to be embedded. Raises INVALID_REQUEST (param `input`) for nothing at all, or another shape."""
+    found = inputs(value, "input")
+    if not value or (not isinstance(value, str) and any(bytes(item)[1:-1].strip() == b"" for item in _arrays(value))):
+        raise invalid("`input` is empty", "input")
+    return found
 
 
-_DIGITS = frozenset(b"0123456789")
+def _arrays(value: Sequence[Raw]) -> Sequence[Raw]:
+    return [item for item in value if first_byte(item) == BRACKET]
 
 
 def base64_vector(vector: Raw | bytes) -> Raw:
@@ -73,6 +72,29 @@ def base64_vector(vector: Raw | bytes) -> Raw:
     if sys.byteorder == "big":
         packed.byteswap()
     return Raw(b'"' + base64.b64encode(packed.tobytes()) + b'"')
+
+
+def array_vector(packed: Raw | bytes) -> Raw:
+    """A JSON string of base64 as a JSON array of numbers. Raises ValueError or msgspec.DecodeError if it is none."""
+    found = array.array("f", base64.b64decode(_text.decode(packed), validate=True))
+    if sys.byteorder == "big":
+        found.byteswap()
+    return Raw(_encoder.encode(found.tolist()))
+
+
+def vector_size(vector: Raw | bytes) -> int:
+    """How many numbers a vector has, in either format. Raises ValueError or msgspec.DecodeError if it is none."""
+    if first_byte(Raw(vector)) == QUOTE:
+        return len(base64.b64decode(_text.decode(vector), validate=True)) // _FLOAT_BYTES
+    return len(_floats.decode(vector))
+
+
+def check_dimensions(wanted: int, vectors: Sequence[Raw]) -> None:
+    """Raises UNSUPPORTED_PARAMETER if a vector does not have the size asked for, ValueError if it is none."""
+    other = next((size for size in map(vector_size, vectors) if size != wanted), None)
+    if other is not None:
+        message = f"the engine took no notice of `dimensions` {wanted}: this model's embeddings have {other}"
+        raise RequestError(ErrorKind.UNSUPPORTED_PARAMETER, message, param="dimensions")
 
 
 def is_vector(vector: Raw) -> bool:

@@ -8,6 +8,8 @@ translation gets must be noticed: that is the negative control.
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import struct
 
@@ -24,7 +26,14 @@ ALL = [pytest.param(one, id=one.id) for one in CASES]
 
 
 def said(case: Recorded) -> Reading:
-    """What the engine said, from the recording."""
+    """What the engine said, from the recording; that it took no notice of what was asked, a client must be told."""
+    wanted = case.call.peek.fields.get("dimensions")
+    if wanted is not None and case.exchange.status == 200:
+        answer = json.loads(case.exchange.body)
+        vector = (answer.get("embeddings") or [item["embedding"] for item in answer["data"]])[0]
+        size = len(base64.b64decode(vector)) // 4 if isinstance(vector, str) else len(vector)
+        if size != json.loads(bytes(wanted)):
+            return Reading(failed=400)
     return engine_reading(
         case.exchange.status,
         case.exchange.body,

@@ -411,8 +411,8 @@ def test_a_list_of_texts() -> None:
     [
         (
             "embed_plain_model",
-            501,
-            "not_implemented",
+            400,
+            "unsupported_parameter",
             "This server does not support embeddings. Start it with `--embeddings`",
         ),
         ("embed_unknown_model", 404, "model_not_found", 'model "no-such-model" not found, try pulling it first'),

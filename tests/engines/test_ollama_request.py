@@ -11,6 +11,7 @@ from flm.engines.base import Change, Endpoint
 from flm.engines.ollama import DIALECT
 from flm.engines.ollama_request import older
 from flm.errors import RequestError
+from tests.support.belonging import PLAIN
 from tests.support.recordings import exchange
 from tests.support.translating import call, chat
 
@@ -385,7 +386,8 @@ def test_an_embedding_request() -> None:
     )
     translation = DIALECT.begin(wanted)
     assert translation.request.path == "/api/embed"
-    assert json.loads(translation.request.body) == expected
+    assert json.loads(translation.request.body) == {**expected, "truncate": False}
+    assert translation.changes == (Change("user", "dropped"),)
     assert translation.streaming is False
 
 
@@ -398,8 +400,7 @@ def test_an_embedding_request() -> None:
         ({"input": None}, "input"),
         ({"input": 5}, "input"),
         ({"input": {}}, "input"),
-        ({"input": [1, 2, 3]}, "input"),
-        ({"input": [[1, 2], [3]]}, "input"),
+        ({"input": [[]]}, "input"),
         ({"input": ["a", 1]}, "input"),
         ({"input": [None]}, "input"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
@@ -412,7 +413,47 @@ def test_a_wrong_embedding_request(body: dict[str, Any], param: str) -> None:
     assert refused(body, endpoint=Endpoint.EMBEDDINGS) == (*BAD, param)
 
 
-@pytest.mark.parametrize(("version", "changes"), [("0.11.4", (Change("dimensions", "dropped"),)), ("0.34.4", ())])
-def test_dimensions_on_a_version_that_ignores_them(version: str, changes: tuple[Change, ...]) -> None:
-    wanted = call({"input": "a", "dimensions": 4}, endpoint=Endpoint.EMBEDDINGS, engine_version=version)
-    assert DIALECT.begin(wanted).changes == changes
+@pytest.mark.parametrize("tokens", [[1, 2, 3], [[1, 2], [3]]])
+def test_token_ids_are_not_embedded(tokens: Any) -> None:
+    expected = (400, "unsupported_parameter", "input")
+    assert refused({"input": tokens}, endpoint=Endpoint.EMBEDDINGS) == expected
+
+
+def test_dimensions_on_a_version_that_ignores_them() -> None:
+    body = {"input": "a", "dimensions": 4}
+    old = refused(body, endpoint=Endpoint.EMBEDDINGS, engine_version="0.11.4")
+    assert old == (400, "unsupported_parameter", "dimensions")
+    for version in ("0.11.11", "0.34.4", "0.0.0", None):
+        assert DIALECT.begin(call(body, endpoint=Endpoint.EMBEDDINGS, engine_version=version)).changes == ()
+
+
+def test_the_fields_that_ollama_adds_to_embeddings() -> None:
+    wanted = call({"input": "a", "truncate": True, "keep_alive": "5m"}, endpoint=Endpoint.EMBEDDINGS)
+    sent = json.loads(DIALECT.begin(wanted).request.body)
+    assert (sent["truncate"], sent["keep_alive"]) == (True, "5m")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "capabilities", "version", "param"),
+    [
+        (Endpoint.CHAT, ("embedding",), "0.34.4", "model"),
+        (Endpoint.COMPLETIONS, ("tools", "embedding"), "0.11.4", "model"),
+        (Endpoint.EMBEDDINGS, ("completion",), "0.34.4", "model"),
+        (Endpoint.EMBEDDINGS, ("completion",), "0.24.0", None),  # every model embeds there
+        (Endpoint.EMBEDDINGS, ("completion",), "0.0.0", None),
+        (Endpoint.EMBEDDINGS, ("completion",), None, None),
+        (Endpoint.EMBEDDINGS, (), "0.34.4", None),
+        (Endpoint.CHAT, (), "0.34.4", None),
+    ],
+)
+def test_a_model_asked_for_the_other_kind_of_work(
+    endpoint: Endpoint, capabilities: tuple[str, ...], version: str | None, param: str | None
+) -> None:
+    wanted = call(PLAIN[endpoint], endpoint=endpoint, capabilities=capabilities, engine_version=version)
+    if param is None:
+        DIALECT.begin(wanted)
+        return
+    with pytest.raises(RequestError) as error:
+        DIALECT.begin(wanted)
+    assert (error.value.status, error.value.code, error.value.param) == (400, "unsupported_parameter", param)
+    assert "GET /v1/models" in error.value.message

@@ -421,7 +421,9 @@ def test_an_engine_without_embeddings() -> None:
     wanted = call({"input": "hello"}, endpoint=Endpoint.EMBEDDINGS)
     found = outcome(LLAMACPP.begin(wanted), recorded.status, recorded.headers, [recorded.body])
     assert found.error is not None
-    assert found.error[:2] == (501, "not_implemented")
+    assert found.error[:2] == (400, "unsupported_parameter")
+    assert found.error[3] == "model"
+    assert "does not support embeddings" in found.error[2]
 
 
 @settings(deadline=None, max_examples=40)

@@ -118,7 +118,16 @@ def test_images_are_refused_where_the_model_is_known_to_see_nothing() -> None:
     assert sent(LLAMACPP, body)[0]["messages"] == body["messages"]
 
 
-@pytest.mark.parametrize(("dialect", "changes"), [(LLAMACPP, (Change("dimensions", "dropped"),)), (OPENAI, ())])
-def test_dimensions_where_they_are_ignored(dialect: Dialect, changes: tuple[Change, ...]) -> None:
-    wanted = call({"input": "a", "dimensions": 4}, endpoint=Endpoint.EMBEDDINGS)
-    assert dialect.begin(wanted).changes == changes
+def test_dimensions_where_they_would_be_ignored() -> None:
+    body = {"input": "a", "dimensions": 4}
+    assert refused(LLAMACPP, body, endpoint=Endpoint.EMBEDDINGS) == (400, "unsupported_parameter", "dimensions")
+    assert json.loads(OPENAI.begin(call(body, endpoint=Endpoint.EMBEDDINGS)).request.body)["dimensions"] == 4
+
+
+@pytest.mark.parametrize("input_", [[1, 2], [[1], [2, 3]]])
+@pytest.mark.parametrize("dialect", BOTH)
+def test_token_ids_pass(dialect: Dialect, input_: Any) -> None:
+    for endpoint, name in ((Endpoint.EMBEDDINGS, "input"), (Endpoint.COMPLETIONS, "prompt")):
+        translation = dialect.begin(call({name: input_}, endpoint=endpoint))
+        assert json.loads(translation.request.body)[name] == input_
+        assert translation.request.path == endpoint.value

@@ -182,6 +182,8 @@ def _refused(status: int, body: bytes) -> int:
         return 400
     if "input is not supported" in words or "multimodal" in words:
         return 422
+    if status == 501 and "does not support embeddings" in words:
+        return 400
     return {401: 502, 403: 502, 407: 502, 429: 503, 503: 503, 501: 501}.get(status, 502 if status >= 500 else status)
 
 

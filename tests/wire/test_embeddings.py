@@ -8,9 +8,20 @@ import struct
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flm.errors import RequestError
-from flm.wire.embeddings import answer, base64_vector, input_kind, is_vector
+from flm.wire.embeddings import (
+    answer,
+    array_vector,
+    base64_vector,
+    check_dimensions,
+    embedded,
+    is_vector,
+    vector_size,
+)
+from flm.wire.inputs import Inputs
 
 Raw = msgspec.Raw
 
@@ -28,25 +39,40 @@ def test_what_is_no_vector(vector: bytes) -> None:
         base64_vector(Raw(vector))
 
 
-@pytest.mark.parametrize(
-    ("value", "kind"),
-    [
-        ("a", "texts"),
-        ("", "texts"),
-        ((b'"a"', b'"b"'), "texts"),
-        ((b"1", b"23"), "tokens"),
-        ((b"[1]", b"[2,3]"), "tokens"),
-    ],
-)
-def test_input(value: str | tuple[bytes, ...], kind: str) -> None:
-    assert input_kind(value if isinstance(value, str) else [Raw(item) for item in value]) == kind
-
-
-@pytest.mark.parametrize("value", [(), (b"null",), (b'"a"', b"1"), (b"{}",), (b"-1",), (b"true",)])
-def test_input_that_is_none(value: tuple[bytes, ...]) -> None:
+@pytest.mark.parametrize("value", ["", [], ["[]"], ["[1]", "[ ]"], ["1", '"a"'], ["null"]])
+def test_nothing_to_embed(value: str | list[str]) -> None:
     with pytest.raises(RequestError) as caught:
-        input_kind([Raw(item) for item in value])
-    assert caught.value.param == "input"
+        embedded(value if isinstance(value, str) else [Raw(item.encode()) for item in value])
+    assert (caught.value.status, caught.value.param) == (400, "input")
+
+
+def test_an_empty_text_among_others_is_the_engines_affair() -> None:
+    assert embedded([Raw(b'"a"'), Raw(b'""')]) == Inputs("texts", 2)
+
+
+VECTORS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20)
+
+
+@given(VECTORS)
+def test_base64_and_back(vector: list[float]) -> None:
+    packed = base64_vector(Raw(json.dumps(vector).encode()))
+    assert json.loads(bytes(array_vector(packed))) == vector
+    assert vector_size(packed) == vector_size(array_vector(packed)) == len(vector)
+
+
+@pytest.mark.parametrize("packed", ['"x"', '"AAA"', "1", '"é"', '"AAAAAAA="'])
+def test_what_is_no_base64(packed: str) -> None:
+    with pytest.raises((ValueError, msgspec.DecodeError)):
+        array_vector(Raw(packed.encode()))
+
+
+def test_a_size_that_was_not_asked_for() -> None:
+    vectors = [Raw(b"[1, 2]"), base64_vector(Raw(b"[1, 2]"))]
+    check_dimensions(2, vectors)
+    with pytest.raises(RequestError) as caught:
+        check_dimensions(3, vectors)
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "dimensions")
+    assert "have 2" in caught.value.message
 
 
 def test_the_answer_copies_the_vectors() -> None:
