@@ -30,7 +30,7 @@ from flm.proxy.head import Head
 from flm.proxy.inference import infer
 from flm.proxy.recorder import Record, Recorder, words
 from flm.proxy.respond import Responder
-from flm.proxy.view import OpenPool, PoolKey, View, open_pool
+from flm.proxy.view import EngineFailed, OpenPool, PoolKey, View, open_pool
 
 _CLIENT_LEFT: Final = 499  # nginx's status for a client that left before an answer; only in the log
 _HEALTHY: Final = b'{"status":"ok"}'
@@ -56,11 +56,16 @@ def _leave_open(_client: tuple[str, str]) -> None:
     """Where the runtime cannot cut a connection, it ends by TCP_USER_TIMEOUT."""
 
 
+def _keep_quiet(_engine_id: str, _message: str) -> None:
+    """Where nobody watches the engines, a failure is known to the request alone."""
+
+
 class WorkerContext(msgspec.Struct, kw_only=True):
     """What the composition root hands to the data path of one worker.
 
     `slot`: the worker's own in shared memory. `log`: takes one JSON line, never blocks. `cut`: closes the connection
-    of a client, given as (address, port), that cannot be got rid of in another way.
+    of a client, given as (address, port), that cannot be got rid of in another way. `engine_failed`: is told the id of
+    an engine that failed a request by its own fault, and what happened.
     """
 
     shared: SharedMemory
@@ -68,6 +73,7 @@ class WorkerContext(msgspec.Struct, kw_only=True):
     slot: int
     log: Callable[[bytes], None]
     cut: Callable[[tuple[str, str]], None] = _leave_open
+    engine_failed: EngineFailed = _keep_quiet
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -101,7 +107,6 @@ ROUTES: Final[dict[bytes, Route]] = {
     b"/health": Route("/health", ("GET", "HEAD"), _health, public=True),
     b"/v1/models": Route("/v1/models", ("GET", "HEAD"), _models),
     b"/v1/chat/completions": Route(Endpoint.CHAT.value, ("POST",), partial(infer, Endpoint.CHAT)),
-    b"/v1/completions": Route(Endpoint.COMPLETIONS.value, ("POST",), partial(infer, Endpoint.COMPLETIONS)),
     b"/v1/embeddings": Route(Endpoint.EMBEDDINGS.value, ("POST",), partial(infer, Endpoint.EMBEDDINGS)),
 }
 MODEL_ROUTE: Final = Route("/v1/models/{id}", ("GET", "HEAD"), _model)
@@ -118,9 +123,9 @@ def find_route(path: bytes) -> Route | None:
 class App:
     """The ASGI callable."""
 
-    def __init__(self, context: WorkerContext, opener: OpenPool = open_pool) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         self._context = context
-        self._opener = opener
+        self._opener: OpenPool = partial(open_pool, engine_failed=context.engine_failed)
         self._recorder = Recorder(context.log, context.shared, context.slot)
         self._current: View | None = None
         self._running: set[Exchange] = set()

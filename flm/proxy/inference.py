@@ -28,8 +28,6 @@ from flm.wire.openai import peek
 
 SETTLE_SECONDS: Final = 1.0  # for the last bytes of an answer that is complete, so that its connection can be kept
 
-_ID_PREFIXES: Final = {Endpoint.CHAT: "chatcmpl", Endpoint.COMPLETIONS: "cmpl", Endpoint.EMBEDDINGS: "embd"}
-
 
 async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, responder: Responder) -> None:
     """Answer one request to a translated route. Raises RequestError, and whatever broke the request off."""
@@ -46,7 +44,7 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
         endpoint,
         peeked,
         route.model.name,
-        response_id=f"{_ID_PREFIXES[endpoint]}-{exchange.request_id}",
+        response_id=f"chatcmpl-{exchange.request_id}",
         created=int(time.time()),
         engine_version=route.engine.version,
         capabilities=route.model.capabilities,
@@ -142,6 +140,7 @@ class _Pieces:
 
 async def _settle(response: Response) -> None:
     """The client has everything; take what the engine still sends, so that the connection can be used again."""
+    response.satisfied = True
     try:
         async with asyncio.timeout(SETTLE_SECONDS):
             while await response.read():

@@ -24,6 +24,7 @@ from flm.upstream.pool import Pool, Timeouts
 
 PoolKey = tuple[str, str | None, str | None, Timeouts, int, float, float]
 OpenPool = Callable[[Engine, "Dialect", Timeouts, int], Pool]
+EngineFailed = Callable[[str, str], None]
 
 _encoder = msgspec.json.Encoder()
 
@@ -48,7 +49,14 @@ class _List(msgspec.Struct):
     data: list[Listed]
 
 
-def open_pool(engine: Engine, dialect: Dialect, timeouts: Timeouts, max_in_flight: int) -> Pool:
+def open_pool(
+    engine: Engine, dialect: Dialect, timeouts: Timeouts, max_in_flight: int, engine_failed: EngineFailed
+) -> Pool:
+    """`engine_failed` is told the id of an engine that failed a request by its own fault, and what happened."""
+
+    def report(error: RequestError) -> None:
+        engine_failed(engine.id, error.message)
+
     return Pool(
         engine.url,
         credential=engine.credential,
@@ -57,6 +65,7 @@ def open_pool(engine: Engine, dialect: Dialect, timeouts: Timeouts, max_in_fligh
         timeouts=timeouts,
         max_in_flight=max_in_flight,
         drain_seconds=dialect.drain_seconds(engine.version),
+        on_failure=report,
     )
 
 

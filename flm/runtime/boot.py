@@ -53,12 +53,13 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker tells its supervisor: `warm` (it waits for its document), `ready`, `failed`, or `leaving` (it got
-    SIGTERM and wants a successor).
+    """What a worker tells its supervisor: `warm` (it waits for its document), `ready`, `failed`, `leaving` (it got
+    SIGTERM and wants a successor), or `engine-failed` (a request to `engine` failed, by the engine's fault).
     """
 
     event: str
     message: str = ""
+    engine: str = ""
 
 
 class SupervisorBoot(msgspec.Struct, frozen=True):

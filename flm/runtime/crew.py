@@ -106,9 +106,11 @@ class Member:
             asyncio.get_running_loop().remove_reader(self.control.fileno())
             return []
         *lines, self._partial = (self._partial + data).split(b"\n")
-        with contextlib.suppress(msgspec.MsgspecError):
-            return [_words.decode(line) for line in lines]
-        return []
+        words = []
+        for line in lines:
+            with contextlib.suppress(msgspec.MsgspecError):  # one that was sent in part only
+                words.append(_words.decode(line))
+        return words
 
 
 class Watcher(Protocol):
@@ -116,6 +118,7 @@ class Watcher(Protocol):
 
     def worker_died(self, member: Member, how: str) -> None: ...
     def worker_leaves(self, member: Member) -> None: ...
+    def engine_failed(self, engine_id: str, message: str) -> None: ...
 
 
 class Crew:
@@ -241,6 +244,8 @@ class Crew:
                 member.ready.exception()
             elif word.event == "leaving":
                 self._watcher.worker_leaves(member)
+            elif word.event == "engine-failed":
+                self._watcher.engine_failed(word.engine, word.message)
 
 
 def describe(code: int) -> str:

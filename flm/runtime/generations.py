@@ -38,6 +38,7 @@ class Generations:
     """The workers of one supervisor, and the sockets they serve.
 
     `listening`: one socket per slot; owned here. `new_log_pipe` gives the writing end of a pipe that is drained.
+    `engine_failed` is told the id of an engine that failed a worker's request, and what happened.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Generations:
         pepper: str,
         new_log_pipe: Callable[[], int],
         worker_module: str,
+        engine_failed: Callable[[str, str], None],
     ) -> None:
         self.listening = listening
         self.memory = memory
@@ -58,6 +60,7 @@ class Generations:
         self.warm = WarmWorkers(worker_module, new_log_pipe)
         self._pepper = pepper
         self._new_log_pipe = new_log_pipe
+        self._engine_failed = engine_failed
         self._settings = Settings()
         self._changing = asyncio.Lock()
         self._deaths: dict[int, list[float]] = {}
@@ -164,6 +167,10 @@ class Generations:
         if not member.draining and not self.stopping:
             log.info("worker %d (pid %d) was told to go: it is replaced", member.slot, member.pid)
             self._respawn(member.slot, 0.0)
+
+    def engine_failed(self, engine_id: str, message: str) -> None:
+        """A worker says that a request failed by its engine's fault."""
+        self._engine_failed(engine_id, message)
 
     async def _start(self, slots: range, generation: int) -> list[Member]:
         """Workers for these slots, all serving. Raises StartError, OSError, CommandError; then none is left."""

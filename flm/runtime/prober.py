@@ -1,10 +1,12 @@
-"""Watches the engines while the proxy runs, so that one that appears, moves or dies is seen without a restart.
+"""Watches the engines while the proxy runs, so that one that appears, moves, dies or swaps its model is seen without a
+restart.
 
-Each round looks for engines of every kind at once, asks those that serve for their models, and hands the result to the
-publisher; what was seen goes to the cache in config.db too, for `flm engines list`. A model list that cannot be had
-leaves the last one standing.
+Each round looks for engines of every kind at once and asks those that serve for their models; between rounds one engine
+can be checked alone, and a request that failed counts as a failed check. What requests should know is shown as soon as
+it is known: a death at once, an engine that appears together with its models. A model list that cannot be had leaves
+the last one standing. What was seen goes to the cache in config.db too, for `flm engines list`.
 
-Knows no kind of engine by name, and no worker: whoever runs rounds publishes what changed.
+Knows no kind of engine by name, and no worker: `show` takes what requests should know, whenever that may have changed.
 """
 
 from __future__ import annotations
@@ -13,87 +15,180 @@ import asyncio
 import logging
 import os
 import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from flm.config import Settings
-from flm.engines.base import ListingError
+from flm.engines.base import ListingError, Verdict
 from flm.engines.registry import DIALECTS
 from flm.errors import CommandError
 from flm.snapshot import Engine, Model
 from flm.store import engines as rows
 from flm.store.database import Database
-from flm.upstream.detect import Detected, Registered, detect_engines, list_models
-from flm.upstream.health import State, Thresholds
+from flm.upstream.detect import Detected, Registered, detect_engines, identify, list_models
+from flm.upstream.health import Observation, State, Thresholds, advance
 
 ROUND_SECONDS: Final = 20.0  # looking takes 5 s at most, listing models 10 s
+
+Show = Callable[[tuple[Engine, ...]], Awaitable[None]]
+_Place = tuple[str, str, str]  # id, kind, url: the same engine, as far as its models are concerned
 
 log = logging.getLogger("flm.engines")
 
 
 class Prober:
-    """What is known of the engines, from round to round."""
+    """What is known of the engines, from round to round. `shown`: what requests know already."""
 
-    def __init__(self) -> None:
-        self.engines: tuple[Engine, ...] = ()
+    def __init__(self, show: Show, shown: tuple[Engine, ...] = ()) -> None:
+        self._show = show
+        self._shown = shown
         self._found: list[Detected] = []
-        self._models: dict[str, tuple[Model, ...]] = {}
-        self._registered: tuple[list[rows.Upstream], dict[str, str]] | None = None
+        self._models: dict[_Place, tuple[Model, ...]] = {}
+        self._listed: set[_Place] = set()  # asked for its models since it serves
+        self._complaints: dict[str, str] = {}
+        self._registered: tuple[list[rows.Upstream], dict[str, str]] = ([], {})
+        self._looked = False
         self._turn = asyncio.Lock()
 
     async def recall(self, config: Database, since: float) -> None:
         """Begin with what was seen at `since` (Unix seconds) or later, so that names stay and states go on."""
         for each in await rows.seen(config, since):
             state = State(each.status, each.checked_at, each.version, each.latency_ms, each.last_error)
-            self._found.append(Detected(each.id, each.kind, each.url, each.source, state))
-            self._models[each.id] = each.models
+            found = Detected(each.id, each.kind, each.url, each.source, state)
+            self._found.append(found)
+            self._models[_place(found)] = each.models
+            if state.serving:
+                self._listed.add(_place(found))
 
-    async def look(self, config: Database, security: Database, settings: Settings) -> bool:
-        """One round. True if what requests should know has changed. Raises DB_ERROR."""
+    async def look(self, config: Database, security: Database, settings: Settings) -> None:
+        """One round. Raises DB_ERROR, and TimeoutError after ROUND_SECONDS."""
         async with self._turn, asyncio.timeout(ROUND_SECONDS):
-            upstreams = await rows.registered(config)
-            credentials = await rows.credentials(security)
-            self._found = await detect_engines(
+            registered = await rows.registered(config), await rows.credentials(security)
+            began = time.time()
+            found = await detect_engines(
                 list(DIALECTS.values()),
                 os.environ,
                 sys.platform,
                 str(Path.home()),
-                registered=[
-                    Registered(each.id, each.kind, each.url, credentials.get(each.id), each.ca) for each in upstreams
-                ],
+                registered=_named(*registered),
                 previous=self._found,
                 discover=settings.engine_discover,
-                thresholds=Thresholds(
-                    settings.engine_failure_threshold,
-                    settings.engine_recovery_threshold,
-                    settings.engine_degraded_latency_ms,
-                ),
+                thresholds=_thresholds(settings),
             )
-            self._registered = (upstreams, credentials)
-            await self._list_models(credentials)
-            engines = tuple(self._engine(each, upstreams, credentials) for each in self._found)
-            changed, self.engines = engines != self.engines, engines
+            self._registered, self._looked = registered, True
+            # One that was checked alone meanwhile is known better than this round can tell.
+            newer = {_place(each): each for each in self._found if each.state.checked_at > began}
+            self._take(newer.get(_place(each), each) for each in found)
+            await self._tell()
+            answering = [each for each in self._found if each.state.serving and not _ails(each)]
+            await asyncio.gather(*(self._list_models(each) for each in answering))
             await self._remember(config)
-            return changed
+
+    async def check(self, engine_id: str, config: Database, settings: Settings) -> Observation | None:
+        """Check one engine alone, and ask it for its models; None if there is no such engine. Raises DB_ERROR."""
+        engine = self._engine_called(engine_id)
+        if engine is None:
+            return None
+        seen = await identify(
+            engine.url, DIALECTS[engine.kind], credential=self._credential(engine), ca=self._authorities(engine)
+        )
+        current = self._engine_called(engine_id)
+        if current is None or _place(current) != _place(engine):
+            return None  # it was removed, or is another one now
+        self._advance(current, seen, settings)
+        await self._tell()
+        if (checked := self._engine_called(engine_id)) is not None and checked.state.serving and not _ails(checked):
+            await self._list_models(checked)
+        await self._remember(config)
+        return seen
+
+    def count_failure(self, engine_id: str, message: str, settings: Settings) -> bool:
+        """A request failed by the fault of this engine: one failed check. False if that is no news: it is unknown, or
+        known to be down."""
+        failed = self._engine_called(engine_id)
+        if failed is None or not failed.state.serving:
+            return False
+        for each in list(self._found):  # one address may have several names
+            if each.url == failed.url and each.state.serving:
+                self._advance(each, Observation(Verdict.SILENT, detail=message), settings)
+        return True
+
+    @property
+    def ailing(self) -> list[str]:
+        """Ids of engines that serve still, though their last check failed."""
+        return [each.id for each in self._found if _ails(each)]
+
+    async def tell(self) -> None:
+        """Show what is known now."""
+        await self._tell()
 
     async def registered_changed(self, config: Database, security: Database) -> bool:
         """Whether somebody registered, changed or removed an engine since the last round."""
-        return (await rows.registered(config), await rows.credentials(security)) != self._registered
+        return not self._looked or (await rows.registered(config), await rows.credentials(security)) != self._registered
 
-    async def _list_models(self, credentials: dict[str, str]) -> None:
-        serving = [each for each in self._found if each.state.serving]
-        listings = await asyncio.gather(*(self._models_of(each, credentials.get(each.id)) for each in serving))
-        self._models = {each.id: models for each, models in zip(serving, listings, strict=True)}
+    # --- what is known -----------------------------------------------------------------------------------------------
 
-    async def _models_of(self, engine: Detected, credential: str | None) -> tuple[Model, ...]:
+    def _take(self, found: Iterable[Detected]) -> None:
+        self._found = list(found)
+        places = {_place(each) for each in self._found}
+        self._models = {place: models for place, models in self._models.items() if place in places}
+        self._listed &= {_place(each) for each in self._found if each.state.serving}
+
+    def _advance(self, engine: Detected, seen: Observation, settings: Settings) -> None:
+        state = advance(engine.state, seen, _thresholds(settings), time.time())
+        self._take(msgspec.structs.replace(each, state=state) if each.id == engine.id else each for each in self._found)
+
+    def _engine_called(self, engine_id: str) -> Detected | None:
+        return next((each for each in self._found if each.id == engine_id), None)
+
+    def _credential(self, engine: Detected) -> str | None:
+        return self._registered[1].get(engine.id) if engine.source == "registered" else None
+
+    def _authorities(self, engine: Detected) -> str | None:
+        own = self._record(engine)
+        return own.ca if own else None
+
+    def _record(self, engine: Detected) -> rows.Upstream | None:
+        if engine.source != "registered":
+            return None
+        return next((each for each in self._registered[0] if each.id == engine.id), None)
+
+    # --- models ------------------------------------------------------------------------------------------------------
+
+    async def _list_models(self, engine: Detected) -> None:
         try:
-            return await list_models(engine.url, DIALECTS[engine.kind], credential=credential)
+            models = await list_models(
+                engine.url, DIALECTS[engine.kind], credential=self._credential(engine), ca=self._authorities(engine)
+            )
         except ListingError as error:
-            log.warning("the models of %s: %s", engine.id, error)
-            return self._models.get(engine.id, ())
+            if self._complaints.get(engine.id) != str(error):
+                log.warning("the models of %s: %s", engine.id, error)
+            self._complaints[engine.id] = str(error)
+        else:
+            self._complaints.pop(engine.id, None)
+            self._models[_place(engine)] = models
+        self._listed.add(_place(engine))
+        await self._tell()
 
-    def _engine(self, found: Detected, upstreams: list[rows.Upstream], credentials: dict[str, str]) -> Engine:
-        own = next((each for each in upstreams if each.id == found.id), None)
+    # --- what requests know ------------------------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        before = {(each.id, each.kind, each.url): each for each in self._shown}
+        shown = []
+        for each in self._found:
+            if each.state.serving and _place(each) not in self._listed:  # it comes with its models, in a moment
+                shown += [before[_place(each)]] if _place(each) in before else []
+            else:
+                shown.append(self._engine(each))
+        self._shown = tuple(shown)
+        await self._show(self._shown)
+
+    def _engine(self, found: Detected) -> Engine:
+        own = self._record(found)
         return Engine(
             id=found.id,
             kind=found.kind,
@@ -101,8 +196,8 @@ class Prober:
             status=found.state.status,
             last_error=found.state.last_error,
             version=found.state.version,
-            credential=credentials.get(found.id),
-            models=self._models.get(found.id, ()),
+            credential=self._credential(found),
+            models=self._models.get(_place(found), ()),
             connect_timeout=own.connect_timeout if own else None,
             first_byte_timeout=own.first_byte_timeout if own else None,
             between_bytes_timeout=own.between_bytes_timeout if own else None,
@@ -121,7 +216,7 @@ class Prober:
                 version=each.state.version,
                 latency_ms=each.state.latency_ms,
                 last_error=each.state.last_error,
-                models=self._models.get(each.id, ()),
+                models=self._models.get(_place(each), ()),
                 checked_at=each.state.checked_at,
             )
             for each in self._found
@@ -133,12 +228,41 @@ class Prober:
             log.warning("what was seen of the engines was not written down: %s", error.message)
 
 
+def _place(engine: Detected) -> _Place:
+    return engine.id, engine.kind, engine.url
+
+
+def _ails(engine: Detected) -> bool:
+    return engine.state.serving and engine.state.failures > 0
+
+
+def _named(upstreams: list[rows.Upstream], credentials: dict[str, str]) -> list[Registered]:
+    return [Registered(each.id, each.kind, each.url, credentials.get(each.id), each.ca) for each in upstreams]
+
+
+def _thresholds(settings: Settings) -> Thresholds:
+    return Thresholds(
+        settings.engine_failure_threshold, settings.engine_recovery_threshold, settings.engine_degraded_latency_ms
+    )
+
+
 def describe_change(before: tuple[Engine, ...], after: tuple[Engine, ...]) -> str:
-    """What changed between two rounds, for the log."""
-    old = {engine.id: engine.status for engine in before}
-    new = {engine.id: engine.status for engine in after}
-    changes = [
-        f"{name}: {old.get(name, 'unknown')} -> {status}" for name, status in new.items() if old.get(name) != status
-    ]
+    """What changed between two moments, for the log."""
+    old = {engine.id: engine for engine in before}
+    new = {engine.id: engine for engine in after}
+    changes = [change for name, engine in new.items() if (change := _change(old.get(name), engine))]
     changes += [f"{name}: gone" for name in old.keys() - new.keys()]
-    return ", ".join(changes) or "model lists changed"
+    return ", ".join(changes) or "nothing changed"
+
+
+def _change(old: Engine | None, new: Engine) -> str:
+    status = old.status if old is not None else "unknown"
+    if status != new.status:
+        return f"{new.id}: {status} -> {new.status}"
+    if old is None or old == new:
+        return ""
+    if old.models != new.models:
+        return f"{new.id}: other models"
+    if old.last_error != new.last_error:
+        return f"{new.id}: {new.last_error or 'answers as it should'}"
+    return f"{new.id}: another address, version or time limit"

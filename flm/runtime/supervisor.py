@@ -175,7 +175,13 @@ class Supervisor:
         self._address = listening[0].getsockname()[:2]
         self._upkeep = Upkeep(self._publisher, self._memory)
         return Generations(
-            listening, self._memory, life, str(self._folder.pepper), self._journal.pipe, self._boot.worker_module
+            listening,
+            self._memory,
+            life,
+            str(self._folder.pepper),
+            self._journal.pipe,
+            self._boot.worker_module,
+            self._upkeep.engine_failed,
         )
 
     def _write_record(self, settings: Settings) -> None:

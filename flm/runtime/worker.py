@@ -33,6 +33,7 @@ from flm.runtime import stragglers
 from flm.runtime.boot import Order, Word, WorkerBoot, take_over, unpack
 from flm.runtime.listener import App, Listener, NotServingError, cut
 from flm.runtime.loglines import Batch, LogLines, install
+from flm.runtime.reports import FailureReports
 
 BEAT_SECONDS: Final = 0.5  # how often a worker says that it lives
 READY_SECONDS: Final = 30.0  # until the accept loop has answered; a loaded machine needs one
@@ -63,6 +64,7 @@ class Services(msgspec.Struct, frozen=True):
     keyring: Keyring
     cell: int
     log: Callable[[bytes], None]
+    engine_failed: Callable[[str, str], None]
 
 
 CreateApp = Callable[[Services], ServedApp]
@@ -165,8 +167,7 @@ class Worker:
         self._gone.set()
 
     def _say(self, word: Word) -> None:
-        with contextlib.suppress(OSError):
-            self._voice.send(msgspec.json.encode(word) + b"\n")
+        _say(self._voice, word)
 
 
 _ENDED: Final = "FLM is stopping or being replaced and this answer took longer than it could wait; ask again"
@@ -185,7 +186,8 @@ def run(boot: WorkerBoot, create_app: CreateApp) -> None:
     try:
         with open(boot.pepper, "rb") as file:
             keyring = Keyring.attach(boot.keyring_fd, file.read())
-        app = create_app(Services(shared, keyring, boot.cell, requests.write))
+        reports = FailureReports(lambda word: _say(voice, word))
+        app = create_app(Services(shared, keyring, boot.cell, requests.write, reports))
         _calm_collector()
         uvloop.run(_serve(boot, app, shared, control, voice))
     except Exception as error:
@@ -232,8 +234,13 @@ def _watch_supervisor(life_fd: int, loop: asyncio.AbstractEventLoop, orphaned: C
 def _say_failed(voice: socket.socket, error: Exception) -> None:
     plain = isinstance(error, NotServingError)
     text = str(error) if plain else f"{type(error).__name__}: {error}".removesuffix(": ")
+    _say(voice, Word("failed", text[:1000]))
+
+
+def _say(voice: socket.socket, word: Word) -> None:
+    """Never blocks: what a supervisor that does not listen has no room for is lost."""
     with contextlib.suppress(OSError):
-        voice.send(msgspec.json.encode(Word("failed", text[:1000])) + b"\n")
+        voice.send(msgspec.json.encode(word) + b"\n")
 
 
 def _exit(code: int) -> None:
@@ -256,6 +263,7 @@ def _create_app(services: Services) -> ServedApp:
             slot=services.cell,
             log=services.log,
             cut=cut_connection,
+            engine_failed=services.engine_failed,
         )
     )
 

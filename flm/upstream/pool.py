@@ -28,6 +28,7 @@ from flm.wire.http1 import LAST_CHUNK, Address, RequestWriter, chunk, parse_addr
 
 __all__ = ["Pool", "Response", "Timeouts", "Upload"]
 
+_NOT_OF_THE_ENGINE: Final = frozenset({ErrorKind.OVERLOADED, ErrorKind.INVALID_REQUEST})
 _RETRY_AFTER: Final = ((b"retry-after", b"1"),)
 _NO_SOCKET: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
@@ -36,15 +37,16 @@ class Response:
     """One engine's answer. Whoever holds it calls `release`, `abort` or `leave` in the end, once or more often.
 
     `with response:` does it whatever happens: a cancellation leaves the answer, anything else that is not a release
-    aborts it.
+    aborts it. `satisfied` is set by the holder who has all it needs: what goes wrong from then on is nobody's failure.
     """
 
-    __slots__ = ("_connection", "_error", "_pool", "headers", "status")
+    __slots__ = ("_connection", "_error", "_pool", "headers", "satisfied", "status")
 
     def __init__(self, pool: Pool, connection: Connection) -> None:
         self._pool = pool
         self._connection: Connection | None = connection
         self._error: RequestError | None = None
+        self.satisfied = False
         self.status = connection.status
         self.headers = connection.headers
 
@@ -63,7 +65,8 @@ class Response:
         try:
             return await connection.read()
         except RequestError as error:
-            self._pool.failed(error)
+            if not self.satisfied:
+                self._pool.failed(error)
             self.abort()
             self._error = error
             raise
@@ -133,7 +136,8 @@ class Upload:
             await self._connection.answered()
         except BaseException as error:
             if isinstance(error, RequestError):
-                self._pool.failed(error)
+                if self._connection.asked or isinstance(error, EngineTimeoutError):
+                    self._pool.failed(error)  # else it may have had enough of waiting for the caller's next piece
                 self._pool.discard(self._connection)
             else:
                 self._pool.part(self._connection)
@@ -176,7 +180,7 @@ class Pool:
         self._open: set[Connection] = set()
         self._tls: ssl.SSLContext | None = None
         self._drains = Drains(drain_seconds, self._drained)
-        self._closed = False
+        self._closed = self._ending = False
         self.in_flight = 0
 
     @property
@@ -323,9 +327,12 @@ class Pool:
     # --- for Response and Connection ---------------------------------------------------------------------------------
 
     def failed(self, error: RequestError) -> None:
-        """Tell the owner, if the fault is the engine's."""
-        if self._on_failure is not None and error.kind not in (ErrorKind.OVERLOADED, ErrorKind.INVALID_REQUEST):
-            self._on_failure(error)
+        """Tell the owner, if the fault is the engine's: not one of FLM, not a long answer, not an end that FLM made."""
+        if self._on_failure is None or self._ending or error.kind in _NOT_OF_THE_ENGINE:
+            return
+        if isinstance(error, EngineTimeoutError) and error.limit == "total":
+            return  # the caller may just have read slowly
+        self._on_failure(error)
 
     def give_back(self, connection: Connection) -> None:
         """An exchange is over; keep the connection if it can be kept."""
@@ -362,6 +369,7 @@ class Pool:
         Returns when the closed ones are gone. A closed pool still sends: a request that began with it may finish.
         """
         self._closed = True
+        self._ending = self._ending or running
         ending = list(self._open if running else self._waiting)
         self._waiting.clear()
         for connection in ending:

@@ -55,7 +55,7 @@ def test_an_engine_that_dies_is_noticed(tmp_path: Path) -> None:
         ({"a": "InstalledOnly"}, {"a": "RunningHealthy"}, "a: InstalledOnly -> RunningHealthy"),
         ({}, {"a": "RunningHealthy"}, "a: unknown -> RunningHealthy"),
         ({"a": "RunningHealthy"}, {}, "a: gone"),
-        ({"a": "RunningHealthy"}, {"a": "RunningHealthy"}, "model lists changed"),
+        ({"a": "RunningHealthy"}, {"a": "RunningHealthy"}, "nothing changed"),
     ],
 )
 def test_what_changed_in_words(before: dict[str, str], after: dict[str, str], said: str) -> None:
