@@ -15,6 +15,7 @@ from flm.errors import ErrorKind, RequestError
 
 SCHEME: Final = "flm://"
 _SHOWN_CANDIDATES: Final = 8  # ids listed in an error; more would only be noise
+_SHOWN_ID: Final = 100  # characters of an unknown id that an error repeats
 
 
 class ModelFacts(Protocol):
@@ -110,15 +111,20 @@ class RouteIndex(Generic[E]):
             return self._resolve_id(target)
         return self._resolve_plain(target)
 
-    def _resolve_id(self, name: str) -> Route[E]:
-        engine_id, model = split_model_id(name)
+    def engine(self, engine_id: str, *, param: str | None = None) -> E:
+        """The engine of this id, which answers. Raises RequestError ENGINE_NOT_FOUND, ENGINE_UNAVAILABLE."""
         engine = self._engines.get(engine_id)
         if engine is None:
             known = ", ".join(list(self._engines)[:_SHOWN_CANDIDATES]) or "none"
-            message = f"there is no engine {engine_id!r}; known engines: {known}"
-            raise RequestError(ErrorKind.ENGINE_NOT_FOUND, message, param="model")
+            message = f"there is no engine {engine_id[:_SHOWN_ID]!r}; known engines: {known}"
+            raise RequestError(ErrorKind.ENGINE_NOT_FOUND, message, param=param)
         if engine.status not in self._serving:
             raise _unavailable(engine)
+        return engine
+
+    def _resolve_id(self, name: str) -> Route[E]:
+        engine_id, model = split_model_id(name)
+        self.engine(engine_id, param="model")  # refuses one that is unknown or down
         route = self._by_id[engine_id].get(model)
         if route is None:
             message = f"engine {engine_id!r} has no model {model!r}; GET /v1/models lists what there is"
