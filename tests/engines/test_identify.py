@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flm.engines.base import Answer, Identity, Verdict
+from flm.engines.base import Answer, Identity, Probe, Verdict
 from flm.engines.registry import DIALECTS
 from tests.support.probing import NOT_FOUND, SILENCE, Answers, json_answer, recorded, run
 
 LLAMA = "llama-server-b1-0c1e570"
 VLLM = "vllm-0.32.0"
 OLLAMA = "ollama-0.34.4"
-FOUND_BY_ITSELF = ("llamacpp", "ollama")
 
 
 def llama_server() -> dict[str, Answer]:
@@ -34,6 +33,17 @@ def ollama(version: str = OLLAMA) -> dict[str, Answer]:
 def vllm() -> dict[str, Answer]:
     names = {"/health": "health", "/version": "version", "/v1/models": "models", "/props": "props"}
     return {path: recorded(VLLM, case) for path, case in names.items()}
+
+
+def lm_studio() -> dict[str, Answer]:
+    """Not verified against the product: as its documentation has it."""
+    lists = {
+        path: json_answer('{"models":[],"data":[]}') for path in ("/api/v1/models", "/api/v0/models", "/v1/models")
+    }
+    return {"/lmstudio-greeting": json_answer('{"lmstudio":true}', x_powered_by="Express"), **lists}
+
+
+UNKNOWN_PATH = json_answer('{"error":"Unexpected endpoint or method. (GET /x)"}', x_powered_by="Express")
 
 
 def identified(kind: str, answers: Answers, otherwise: Answer = NOT_FOUND) -> Identity:
@@ -96,21 +106,55 @@ def test_silence(kind: str) -> None:
     assert len(sent) == 1, "a silent port is not waited for again"
 
 
-@pytest.mark.parametrize(("kind", "others"), [("ollama", [llama_server, vllm]), ("llamacpp", [ollama, vllm])])
-def test_one_engine_is_not_another(kind: str, others: list[object]) -> None:
-    for other in others:
-        assert identified(kind, other()).verdict is Verdict.FOREIGN  # type: ignore[operator]
+def test_lm_studio_is_asked_for_its_greeting_alone() -> None:
+    found, sent = run(DIALECTS["lmstudio"].identify(), lm_studio(), UNKNOWN_PATH)
+    assert found == Identity(Verdict.RECOGNISED)
+    assert [probe.path for probe in sent] == ["/lmstudio-greeting"], "it logs an error for each path it does not have"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"lmstudio":false}',
+        '{"lmstudio":1}',
+        '{"lmstudio":"true"}',
+        '{"lmstudio":true,"x":true}',
+        "{}",
+        "true",
+        '"lmstudio"',
+    ],
+)
+def test_only_the_exact_greeting_is_lm_studios(body: str) -> None:
+    assert identified("lmstudio", {"/lmstudio-greeting": json_answer(body)}).verdict is Verdict.FOREIGN
+
+
+def test_a_greeting_that_is_no_200_is_none() -> None:
+    assert (
+        identified("lmstudio", {"/lmstudio-greeting": json_answer('{"lmstudio":true}', 404)}).verdict is Verdict.FOREIGN
+    )
+
+
+ENGINES = {"llamacpp": llama_server, "lmstudio": lm_studio, "ollama": ollama, "vllm": vllm}
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_one_engine_is_not_another(kind: str) -> None:
+    for other, answers in ENGINES.items():
+        otherwise = UNKNOWN_PATH if other == "lmstudio" else NOT_FOUND
+        found = identified(kind, answers(), otherwise)
+        assert (found.verdict is Verdict.RECOGNISED) == (kind == other), other
 
 
 @pytest.mark.parametrize("kind", DIALECTS)
 @pytest.mark.parametrize("mark", ["flm", "FLM", "flm/0.1.0"])
 def test_flm_itself_is_no_engine(kind: str, mark: str) -> None:
     """FLM in front of an engine answers with that engine's words, and with its own mark."""
-    engines = {"ollama": ollama(), "llamacpp": llama_server(), "openai": vllm()}
-    marked = {
-        path: Answer(answer.status, {**answer.headers, b"server": mark.encode()}, answer.body)
-        for path, answer in engines[kind].items()
-    }
+
+    def marked(probe: Probe) -> Answer:
+        answers = {**lm_studio(), **ollama(), **vllm(), **llama_server()}
+        answer = answers.get(probe.path, NOT_FOUND)
+        return Answer(answer.status, {**answer.headers, b"server": mark.encode()}, answer.body)
+
     found = identified(kind, marked)
     assert found.verdict is Verdict.FOREIGN
     assert found.detail == "FLM itself answers there"
