@@ -107,6 +107,7 @@ ROUTES: Final[dict[bytes, Route]] = {
     b"/health": Route("/health", ("GET", "HEAD"), _health, public=True),
     b"/v1/models": Route("/v1/models", ("GET", "HEAD"), _models),
     b"/v1/chat/completions": Route(Endpoint.CHAT.value, ("POST",), partial(infer, Endpoint.CHAT)),
+    b"/v1/completions": Route(Endpoint.COMPLETIONS.value, ("POST",), partial(infer, Endpoint.COMPLETIONS)),
     b"/v1/embeddings": Route(Endpoint.EMBEDDINGS.value, ("POST",), partial(infer, Endpoint.EMBEDDINGS)),
 }
 MODEL_ROUTE: Final = Route("/v1/models/{id}", ("GET", "HEAD"), _model)

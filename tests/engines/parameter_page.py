@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flm.engines.base import Dialect
+from flm.engines.base import Dialect, Endpoint
 from flm.engines.capabilities import Act, Case, Rule, Table
 from flm.engines.registry import DIALECTS
 
@@ -35,8 +35,26 @@ Fields that are in no row go to engines that speak OpenAI's format unchanged; el
 """
 
 
+TITLES = {Endpoint.CHAT: "Chat", Endpoint.COMPLETIONS: "Text completions", Endpoint.EMBEDDINGS: "Embeddings"}
+
+
 def page() -> str:
-    return INTRODUCTION + "\n## Chat\n\n" + table({kind: each.chat_table for kind, each in sorted(DIALECTS.items())})
+    sections = [f"\n## {title}\n\n{table(tables(endpoint))}" for endpoint, title in TITLES.items()]
+    return INTRODUCTION + "".join(sections)
+
+
+def tables(endpoint: Endpoint) -> dict[str, Table]:
+    """The tables of one route, by kind; a kind that does not translate it has none."""
+    found = {kind: table_of(dialect, endpoint) for kind, dialect in sorted(DIALECTS.items())}
+    return {kind: each for kind, each in found.items() if each is not None}
+
+
+def table_of(dialect: Dialect, endpoint: Endpoint) -> Table | None:
+    return {
+        Endpoint.CHAT: dialect.chat_table,
+        Endpoint.COMPLETIONS: dialect.completion_table,
+        Endpoint.EMBEDDINGS: dialect.embedding_table,
+    }[endpoint]
 
 
 def table(tables: dict[str, Table]) -> str:

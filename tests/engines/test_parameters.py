@@ -7,20 +7,24 @@ caller must be told, and what the log must say.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import pytest
-from openai.types.chat import completion_create_params
+from openai.types import completion_create_params as text_params
+from openai.types import embedding_create_params
+from openai.types.chat import completion_create_params as chat_params
 
-from flm.engines.base import Dialect
+from flm.engines.base import Dialect, Endpoint
 from flm.engines.capabilities import WARNED, Act, Case, Rule
 from flm.engines.chat_cases import CHAT_CASES
+from flm.engines.completion_cases import COMPLETION_CASES
+from flm.engines.embedding_cases import EMBEDDING_CASES
 from flm.engines.registry import DIALECTS
 from flm.snapshot import Model
-from tests.engines.parameter_page import PAGE, cell, page, variants
-from tests.proxy.harness import CHAT, Client, World, engine, run
+from tests.engines.parameter_page import PAGE, TITLES, cell, page, table_of, tables, variants
+from tests.proxy.harness import Client, World, engine, run
 from tests.support.engine import ScriptedEngine, answer, serve
 
 # Readable as OpenAI's whole answer and as a native one.
@@ -32,28 +36,43 @@ ANSWER = {
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
     "message": {"role": "assistant", "content": "Hi"},
+    "response": "Hi",
     "done": True,
     "done_reason": "stop",
+    "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -1]}],
+    "embeddings": [[0.5, -1]],
 }
-HELLO = [{"role": "user", "content": "hello"}]
+HELLO: dict[Endpoint, dict[str, Any]] = {
+    Endpoint.CHAT: {"messages": [{"role": "user", "content": "hello"}]},
+    Endpoint.COMPLETIONS: {"prompt": "hello"},
+    Endpoint.EMBEDDINGS: {"input": "hello"},
+}
 
 
-def request(case: Case) -> dict[str, Any]:
+def request(case: Case, endpoint: Endpoint = Endpoint.CHAT) -> dict[str, Any]:
     value = {} if "." in case.parameter else {case.parameter: case.example}
-    return {"model": "m", "messages": HELLO, **case.beside, **value}
+    return {"model": "m", **HELLO[endpoint], **case.beside, **value}
 
 
-def cells() -> Iterator[Any]:
-    for kind, dialect in DIALECTS.items():
-        for case in dialect.chat_table.cases:
-            for rule, capabilities, version in variants(dialect, case, dialect.chat_table.rules(case)):
+def cells(endpoint: Endpoint) -> Iterator[Any]:
+    for kind, table in tables(endpoint).items():
+        for case in table.cases:
+            for rule, capabilities, version in variants(DIALECTS[kind], case, table.rules(case)):
                 label = f"{kind}-{case.label}-{rule.act.value}" + ("" if not capabilities else "-unable")
-                yield pytest.param(dialect, case, rule, capabilities, version, id=label)
+                yield pytest.param(endpoint, DIALECTS[kind], case, rule, capabilities, version, id=label)
 
 
-@pytest.mark.parametrize(("dialect", "case", "rule", "capabilities", "version"), list(cells()))
+@pytest.mark.parametrize(
+    ("endpoint", "dialect", "case", "rule", "capabilities", "version"),
+    [each for endpoint in TITLES for each in cells(endpoint)],
+)
 def test_a_cell_is_true(
-    dialect: Dialect, case: Case, rule: Rule, capabilities: tuple[str, ...], version: str | None
+    endpoint: Endpoint,
+    dialect: Dialect,
+    case: Case,
+    rule: Rule,
+    capabilities: tuple[str, ...],
+    version: str | None,
 ) -> None:
     async def main() -> None:
         script = [serve({}, answer(200, json.dumps(ANSWER).encode(), b"content-type: application/json"))]
@@ -61,15 +80,23 @@ def test_a_cell_is_true(
             known = engine(recording.url, dialect.kind, version=version)
             models = (Model("m", capabilities=capabilities),)
             world = World(msgspec.structs.replace(known, models=models))
-            client = await world.ask("POST", CHAT, request(case))
+            client = await world.ask("POST", endpoint.value, request(case, endpoint))
             sent = [each for peer in recording.peers for each in peer.requests]
-            check(dialect, case, rule, client, sent, world.lines[-1])
+            check(endpoint, dialect, case, rule, client, sent, world.lines[-1])
             await world.app.aclose()
 
     run(main())
 
 
-def check(dialect: Dialect, case: Case, rule: Rule, client: Client, sent: list[bytes], line: dict[str, Any]) -> None:
+def check(
+    endpoint: Endpoint,
+    dialect: Dialect,
+    case: Case,
+    rule: Rule,
+    client: Client,
+    sent: list[bytes],
+    line: dict[str, Any],
+) -> None:
     if rule.act is Act.REFUSE:
         assert (client.status, client.code) == (rule.kind.status, rule.kind.code)
         assert client.error["param"] == case.parameter
@@ -77,8 +104,8 @@ def check(dialect: Dialect, case: Case, rule: Rule, client: Client, sent: list[b
         return
     (raw,) = sent
     body = json.loads(raw.partition(b"\r\n\r\n")[2])
-    check_body(dialect, case, rule, body)
-    if not request(case).get("stream"):  # the scripted answer is whole
+    check_body(dialect, case, rule, body, endpoint)
+    if not request(case, endpoint).get("stream"):  # the scripted answer is whole
         assert client.status == 200, client.body
     told = [each for each in warnings(client) if each.startswith(f"{case.parameter};")]
     logged = [each for each in line.get("warnings") or [] if each.split()[0] == case.parameter]
@@ -91,18 +118,20 @@ def check(dialect: Dialect, case: Case, rule: Rule, client: Client, sent: list[b
     assert told == [expected if value is None else f"{expected};value={value}"]
 
 
-def check_body(dialect: Dialect, case: Case, rule: Rule, body: dict[str, Any]) -> None:
-    wanted = request(case)
+def check_body(
+    dialect: Dialect, case: Case, rule: Rule, body: dict[str, Any], endpoint: Endpoint = Endpoint.CHAT
+) -> None:
+    wanted = request(case, endpoint)
     if rule.act in (Act.PASS, Act.IGNORED):
         parameter = "messages" if case.modality else case.parameter
         assert body.get(parameter) == wanted[parameter]
     elif rule.act is Act.DROP and not case.modality:
         assert case.parameter not in body
     elif rule.act is Act.CLAMP:
-        assert found(body, place(dialect, case)) == clamped(case, rule)
+        assert found(body, place(dialect, case, endpoint)) == clamped(case, rule)
     if rule.make is not None:
         raw = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in wanted.items()}
-        for field, made in rule.make(raw[case.parameter], raw).items():
+        for field, made in rule.make(raw.get(case.parameter, msgspec.Raw(b"null")), raw).items():
             if made is msgspec.UNSET:
                 assert field not in body
             else:
@@ -120,10 +149,12 @@ def clamped(case: Case, rule: Rule) -> float:
     return min(max(case.example, rule.bounds[0]), rule.bounds[1])
 
 
-def place(dialect: Dialect, case: Case) -> str:
+def place(dialect: Dialect, case: Case, endpoint: Endpoint) -> str:
     """Where a parameter stands in the engine's own request, by the rule of its ordinary values."""
-    ordinary = next(each for each in CHAT_CASES if each.label == case.parameter)
-    return dialect.chat_table.rules(ordinary)[-1].at or case.parameter
+    table = table_of(dialect, endpoint)
+    assert table is not None
+    ordinary = next(each for each in table.cases if each.label == case.parameter)
+    return table.rules(ordinary)[-1].at or case.parameter
 
 
 def found(body: Any, path: str) -> Any:
@@ -132,9 +163,17 @@ def found(body: Any, path: str) -> Any:
     return body
 
 
-def test_every_parameter_of_the_api_has_a_row() -> None:
-    of_the_api = set(completion_create_params.CompletionCreateParamsBase.__annotations__) | {"stream"}
-    assert of_the_api - {case.parameter for case in CHAT_CASES} <= {"model", "messages", "stream"}
+@pytest.mark.parametrize(
+    ("api", "cases"),
+    [
+        pytest.param(chat_params.CompletionCreateParamsBase, CHAT_CASES, id="chat"),
+        pytest.param(text_params.CompletionCreateParamsBase, COMPLETION_CASES, id="completions"),
+        pytest.param(embedding_create_params.EmbeddingCreateParams, EMBEDDING_CASES, id="embeddings"),
+    ],
+)
+def test_every_parameter_of_the_api_has_a_row(api: type, cases: Sequence[Case]) -> None:
+    of_the_api = set(api.__annotations__) | {"stream"}
+    assert of_the_api - {case.parameter for case in cases} <= {"model", "messages", "stream"}
 
 
 def test_the_page_is_what_the_tables_say() -> None:
