@@ -1,9 +1,10 @@
-"""From a host name to a connected socket: every address of the name gets its chance within one time limit.
+"""From a host name to a connection: every address of the name gets its chance within the caller's time limit.
 
-Does not know what is spoken on the socket. A name is resolved at each connect, so that an engine that moves is found.
+Does not know what a connection is, nor what is spoken on it: the caller brings an attempt at one address. A name is
+resolved at each connect, so that an engine that moves is found.
 
 Strategy: happy eyeballs (RFC 8305): the addresses are tried in the system's order with the families alternating, the
-next one as soon as one has failed, or after a short while; the first that accepts wins, the others are closed. So
+next one as soon as one has failed, or after a short while; the first that succeeds wins, the others are given up. So
 `localhost` works for an engine on either family, and an address that swallows packets costs a moment.
 """
 
@@ -12,93 +13,88 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import chain, zip_longest
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 STAGGER_SECONDS: Final = 0.25  # RFC 8305's Connection Attempt Delay
 MAX_ADDRESSES: Final = 8  # of one name that are tried; RFC 8305 leaves the number open
 
-Place = tuple[socket.AddressFamily, tuple[Any, ...]]
+T = TypeVar("T")
 
 
-async def dial(host: str, port: int, seconds: float) -> socket.socket:
-    """A connected, non-blocking socket; `seconds` is what the caller allows, for spreading the attempts.
+async def dial(
+    host: str,
+    port: int,
+    attempt: Callable[[str], Coroutine[Any, Any, T]],
+    give_up: Callable[[T], None],
+    seconds: float,
+) -> T:
+    """What `attempt` makes of one address of `host`, an IP literal or a name; `give_up` is told what is not needed.
 
-    Raises OSError: of the resolver, or the refusal of an address if one refused, else what went wrong first. Has no
-    time limit of its own; when it is cancelled nothing stays open.
+    `seconds` is what the caller allows, for spreading the attempts; there is no time limit in here, and nothing goes
+    on after a cancellation. Raises OSError: of the resolver, or of the attempts a refusal rather than another error.
     """
-    places = await _resolve(host, port)
-    if len(places) == 1:
-        return await _connect(places[0])
-    return await _race(places, min(STAGGER_SECONDS, seconds / (len(places) + 1)))
+    addresses = await _resolve(host, port)
+    if len(addresses) == 1:
+        return await attempt(addresses[0])
+    return await _race([attempt(address) for address in addresses], give_up, seconds)
 
 
-async def _resolve(host: str, port: int) -> Sequence[Place]:
+async def _resolve(host: str, port: int) -> Sequence[str]:
     try:
-        literal = ipaddress.ip_address(host)
+        ipaddress.ip_address(host)
     except ValueError:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return alternating([(family, tuple(address)) for family, _, _, _, address in found])[:MAX_ADDRESSES]
-    if literal.version == 4:
-        return [(socket.AF_INET, (host, port))]
-    return [(socket.AF_INET6, (host, port, 0, 0))]
+        return alternating([str(address[0]) for _, _, _, _, address in found])[:MAX_ADDRESSES]
+    return [host]
 
 
-def alternating(places: Sequence[Place]) -> list[Place]:
-    """The same places, each once, with the families taking turns; the first stays the first."""
-    once = list(dict.fromkeys(places))
-    first = [place for place in once if place[0] == once[0][0]]
-    others = [place for place in once if place[0] != once[0][0]]
-    pairs = chain.from_iterable(zip_longest(first, others))
-    return [place for place in pairs if place is not None]
+def alternating(addresses: Sequence[str]) -> list[str]:
+    """The same addresses, each once, with the families taking turns; the first stays the first."""
+    once = list(dict.fromkeys(addresses))
+    one = [address for address in once if (":" in address) == (":" in once[0])]
+    other = [address for address in once if (":" in address) != (":" in once[0])]
+    return [address for address in chain.from_iterable(zip_longest(one, other)) if address is not None]
 
 
-async def _connect(place: Place) -> socket.socket:
-    family, address = place
-    sock = socket.socket(family, socket.SOCK_STREAM)
+async def _race(attempts: Sequence[Coroutine[Any, Any, T]], give_up: Callable[[T], None], seconds: float) -> T:
+    stagger = min(STAGGER_SECONDS, seconds / (len(attempts) + 1))
+    waiting = list(attempts)
+    tasks: list[asyncio.Task[T]] = []
+    winner: asyncio.Task[T] | None = None
     try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(sock, address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _race(places: Sequence[Place], stagger: float) -> socket.socket:
-    attempts: list[asyncio.Task[socket.socket]] = []
-    winner: socket.socket | None = None
-    try:
-        for place in places:
-            attempts.append(asyncio.create_task(_connect(place)))
-            winner = await _first(attempts, stagger if len(attempts) < len(places) else None)
-            if winner is not None:
-                return winner
-        raise _reason(attempts)
+        while winner is None and waiting:
+            tasks.append(asyncio.create_task(waiting.pop(0)))
+            winner = await _first(tasks, stagger if waiting else None)
+        if winner is None:
+            raise _reason(tasks)
+        return winner.result()
     finally:
-        for attempt in attempts:
-            attempt.cancel()
-        await asyncio.gather(*attempts, return_exceptions=True)
-        for attempt in attempts:
-            if not attempt.cancelled() and attempt.exception() is None and attempt.result() is not winner:
-                attempt.result().close()
+        for attempt in waiting:
+            attempt.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if task is not winner and not task.cancelled() and task.exception() is None:
+                give_up(task.result())
 
 
-async def _first(attempts: Sequence[asyncio.Task[socket.socket]], seconds: float | None) -> socket.socket | None:
-    """The first socket; None once all attempts have failed, one more has, or `seconds` have passed."""
-    running = {attempt for attempt in attempts if not attempt.done()}
+async def _first(tasks: Sequence[asyncio.Task[T]], seconds: float | None) -> asyncio.Task[T] | None:
+    """The first that succeeded; None when one more has failed, or `seconds` have passed; without `seconds`, when all
+    have failed."""
+    running = {task for task in tasks if not task.done()}
     while running:
         done, running = await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for attempt in done:
-            if attempt.exception() is None:
-                return attempt.result()
+        for task in done:
+            if task.exception() is None:
+                return task
         if seconds is not None:
             return None
     return None
 
 
-def _reason(attempts: Sequence[asyncio.Task[socket.socket]]) -> BaseException:
-    errors = [error for attempt in attempts if (error := attempt.exception()) is not None]
+def _reason(tasks: Sequence[asyncio.Task[Any]]) -> BaseException:
+    errors = [error for task in tasks if (error := task.exception()) is not None]
     return next((error for error in errors if isinstance(error, ConnectionRefusedError)), errors[0])

@@ -286,24 +286,27 @@ class Pool:
         left = max(total_at - loop.time(), 0)
         limit, seconds = ("total", left) if left < self._timeouts.connect else ("connect", self._timeouts.connect)
         secure = await self._tls_context() if address.scheme == "https" else None
-        dialled = False
+
+        async def attempt(host: str) -> Connection:
+            _, connection = await loop.create_connection(
+                lambda: Connection(loop, self._buffer, address.origin, self._on_lost),
+                host,
+                address.port,
+                ssl=secure,
+                server_hostname=address.host if secure else None,
+            )
+            return connection
+
         try:
             async with asyncio.timeout(seconds):
-                # A host name is resolved here, at each connect, and only what came of it is dialled.
-                sock = await dial(address.host, address.port, seconds)
-                dialled = True
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self._buffer, address.origin, self._on_lost),
-                    sock=sock,
-                    ssl=secure,
-                    server_hostname=address.host if secure else None,
-                )
+                # A host name is resolved in here, at each connect, and only what came of it is dialled.
+                connection = await dial(address.host, address.port, attempt, Connection.abort, seconds)
         except TimeoutError:
-            what = "finish the TLS handshake" if dialled else "accept a connection"
+            what = "accept a connection and finish its TLS handshake" if secure else "accept a connection"
             late = f"the engine at {address.origin} did not {what} within {seconds:g} s"
             raise EngineTimeoutError(late, limit) from None
         except OSError as error:
-            raise self._no_tls(error) if dialled and secure else self._unreachable(error) from None
+            raise self._no_tls(error) if secure and _in_handshake(error) else self._unreachable(error) from None
         self._open.add(connection)
         return connection
 
@@ -377,3 +380,8 @@ class Pool:
         await self._drains.close()
         for connection in ending:
             await connection.lost
+
+
+def _in_handshake(error: OSError) -> bool:
+    """Whether an error came after the connection was accepted: in TLS, or by its end."""
+    return isinstance(error, (ssl.SSLError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError))

@@ -1,21 +1,26 @@
-"""Engines behind https://: verified by the system's authorities, and refused clearly when they are not who they say."""
+"""Engines behind https://: verified by the system's authorities or by one of their own, and refused clearly when they
+are not who they say. Real handshakes on loopback."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flm.engines.base import UpstreamRequest
-from flm.errors import ErrorKind, RequestError, UpstreamProtocolError
+from flm.engines.registry import dialect
+from flm.errors import EngineTimeoutError, ErrorKind, RequestError
+from flm.upstream.detect import identify
 from flm.upstream.pool import Pool, Timeouts
-from tests.support.engine import ScriptedEngine, answer, receive, say, stall
+from flm.upstream.tls import authorities
+from tests.support.certificates import Authority
+from tests.support.engine import ScriptedEngine, answer, fin, rst, say, stall
 from tests.upstream.conftest import Run
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
@@ -24,43 +29,53 @@ ASK = UpstreamRequest("/v1/models", b"", "GET")
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for `localhost` (not for 127.0.0.1), its key in the same file."""
-    folder = tmp_path_factory.mktemp("tls")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    options = ["-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "only.pem"]
-    subprocess.run([*command.split(), *options], cwd=folder, check=True, capture_output=True, timeout=30)
-    both = folder / "both.pem"
-    both.write_text((folder / "only.pem").read_text() + (folder / "key.pem").read_text())
-    return both
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "ours", "Ours")
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "another", "Another")
+
+
+@pytest.fixture(scope="module")
+def certificate(authority: Authority) -> Path:
+    """For `localhost`, not for 127.0.0.1."""
+    return authority.issue("DNS:localhost")
 
 
 class TlsEngine:
-    """Answers each request with the same bytes; `requests` is what it could read."""
+    """Answers each request with the same bytes; `requests` is what it could read, `names` what was asked for by SNI."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.requests: list[bytes] = []
+        self.names: list[str | None] = []
         self.closed = asyncio.Event()
 
 
 @asynccontextmanager
-async def tls_engine(certificate: Path, reply: bytes) -> AsyncIterator[TlsEngine]:
+async def tls_engine(
+    certificate: Path, reply: bytes, host: str = "127.0.0.1", **options: Any
+) -> AsyncIterator[TlsEngine]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
+    for name, value in options.items():
+        setattr(context, name, value)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 engine.requests.append(await reader.readuntil(b"\r\n\r\n"))
                 writer.write(reply)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, OSError):
             engine.closed.set()
         finally:
             writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(serve, host, 0, ssl=context)
     engine = TlsEngine(server.sockets[0].getsockname()[1])
+    context.sni_callback = lambda _socket, name, _context: engine.names.append(name)
     try:
         yield engine
     finally:
@@ -71,9 +86,10 @@ async def tls_engine(certificate: Path, reply: bytes) -> AsyncIterator[TlsEngine
             await asyncio.wait(accepting)
 
 
-def open_pool(url: str, connect: float = 5.0) -> Pool:
+def open_pool(url: str, connect: float = 5.0, ca: bytes | None = None) -> Pool:
     timeouts = Timeouts(connect=connect, first_byte=5, between_bytes=5)
-    return Pool(url, credential="sekret", idle_seconds=5, timeouts=timeouts, max_in_flight=0)
+    trusted = None if ca is None else authorities(ca)
+    return Pool(url, credential="sekret", ca=trusted, idle_seconds=5, timeouts=timeouts, max_in_flight=0)
 
 
 async def failure(pool: Pool) -> RequestError:
@@ -84,10 +100,22 @@ async def failure(pool: Pool) -> RequestError:
     return caught.value
 
 
+async def in_detection(url: str, ca: bytes | None = None) -> str:
+    """What `engines add` and `engines detect` say of it."""
+    trusted = None if ca is None else authorities(ca)
+    seen = await identify(url, dialect("openai"), credential="sekret", ca=trusted)
+    assert seen.detail is not None
+    assert "sekret" not in seen.detail
+    return seen.detail
+
+
+# --- verified -----------------------------------------------------------------------------------------------
+
+
 def test_a_trusted_engine_is_asked_over_one_connection(
-    run: Run, certificate: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, authority: Authority, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     body = b"x" * 1_000_000
 
     async def main() -> None:
@@ -102,6 +130,7 @@ def test_a_trusted_engine_is_asked_over_one_connection(
                 response.release()
             assert pool.idle == 1
             assert b"authorization: Bearer sekret" in engine.requests[1]
+            assert engine.names == ["localhost"]
             (await pool.send(ASK)).abort()
             await engine.closed.wait()
             await pool.close()
@@ -109,38 +138,134 @@ def test_a_trusted_engine_is_asked_over_one_connection(
     run(main())
 
 
-def test_an_untrusted_engine_gets_no_request(run: Run, certificate: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "host", "bind"),
+    [
+        ("DNS:localhost", "localhost", "127.0.0.1"),
+        ("DNS:*.example,DNS:localhost", "localhost", "127.0.0.1"),
+        ("IP:127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("IP:::1", "[::1]", "::1"),
+    ],
+)
+def test_an_authority_of_its_own(run: Run, authority: Authority, names: str, host: str, bind: str) -> None:
     async def main() -> None:
-        async with tls_engine(certificate, answer(200, b"")) as engine:
-            error = await failure(open_pool(f"https://localhost:{engine.port}"))
-            assert (error.kind, error.status) == (ErrorKind.ENGINE_ERROR, 502)
-            assert "certificate is not trusted" in error.message
-            assert engine.requests == []
+        async with tls_engine(authority.issue(names), answer(200, b"{}"), bind) as engine:
+            pool = open_pool(f"https://{host}:{engine.port}", ca=authority.pem)
+            response = await pool.send(ASK)
+            assert (response.status, await response.read()) == (200, b"{}")
+            response.release()
+            await pool.close()
+            # SNI carries names only (RFC 6066 §3), never an address
+            assert engine.names == [host if host == "localhost" else None]
 
     run(main())
 
 
-def test_a_certificate_for_another_name_is_refused(
-    run: Run, certificate: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_certificate_itself_may_be_what_is_trusted(run: Run, authority: Authority, certificate: Path) -> None:
+    async def main() -> None:
+        for pair in (certificate, authority.self_signed("DNS:localhost")):
+            async with tls_engine(pair, answer(200, b"{}")) as engine:
+                pool = open_pool(f"https://localhost:{engine.port}", ca=pair.read_bytes())
+                (await pool.send(ASK)).abort()
+                await pool.close()
+                assert len(engine.requests) == 1
+
+    run(main())
+
+
+def test_an_authority_of_its_own_is_the_only_one(
+    run: Run, authority: Authority, another: Authority, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))  # the system trusts it
 
     async def main() -> None:
         async with tls_engine(certificate, answer(200, b"")) as engine:
-            error = await failure(open_pool(f"https://127.0.0.1:{engine.port}"))
+            error = await failure(open_pool(f"https://localhost:{engine.port}", ca=another.pem))
             assert error.kind is ErrorKind.ENGINE_ERROR
-            assert "127.0.0.1" in error.message
             assert engine.requests == []
 
     run(main())
 
 
-def test_https_where_there_is_only_http(run: Run) -> None:
+# --- refused: each reason in words of its own, for requests and for detection ------------------------------------
+
+
+def reasons(authority: Authority, another: Authority) -> dict[str, tuple[Path, str]]:
+    """What the engine shows as `localhost`, and what is said of it."""
+    return {
+        "expired": (authority.issue("DNS:localhost", -3, -1), "has expired"),
+        "not yet valid": (authority.issue("DNS:localhost", 1, 3), "not valid yet"),
+        "another name": (authority.issue("DNS:gpu1.lan"), "for another name than localhost"),
+        "an address only": (authority.issue("IP:127.0.0.1"), "for another name than localhost"),
+        "signed by itself": (authority.self_signed("DNS:localhost"), "signed by itself only"),
+        "another authority": (another.issue("DNS:localhost"), "an authority nobody here knows"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case", ["expired", "not yet valid", "another name", "an address only", "signed by itself", "another authority"]
+)
+@pytest.mark.parametrize("own", [True, False], ids=["ca-file", "system"])
+def test_a_certificate_that_is_refused(
+    run: Run, authority: Authority, another: Authority, monkeypatch: pytest.MonkeyPatch, case: str, own: bool
+) -> None:
+    certificate, words = reasons(authority, another)[case]
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+
     async def main() -> None:
-        async with ScriptedEngine([say(b"HTTP/1.1 400 Bad Request\r\n\r\n"), stall()]) as engine:
-            error = await failure(open_pool(engine.url.replace("http:", "https:")))
+        async with tls_engine(certificate, answer(200, b"{}")) as engine:
+            url = f"https://localhost:{engine.port}"
+            ca = authority.pem if own else None
+            error = await failure(open_pool(url, ca=ca))
+            assert (error.kind, error.status) == (ErrorKind.ENGINE_ERROR, 502)
+            assert words in error.message
+            assert url in error.message
+            assert words in await in_detection(url, ca)
+            assert engine.requests == [], "an engine that is not who it says gets no request, and no key"
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("names", "host", "bind"), [("IP:127.0.0.2", "127.0.0.1", "127.0.0.1"), ("DNS:x", "[::1]", "::1")]
+)
+def test_a_certificate_for_another_address(run: Run, authority: Authority, names: str, host: str, bind: str) -> None:
+    async def main() -> None:
+        async with tls_engine(authority.issue(names), answer(200, b""), bind) as engine:
+            error = await failure(open_pool(f"https://{host}:{engine.port}", ca=authority.pem))
+            assert f"for another name than {host.strip('[]')}" in error.message
+            assert engine.requests == []
+
+    run(main())
+
+
+def test_an_engine_that_wants_a_certificate_from_flm(run: Run, authority: Authority, certificate: Path) -> None:
+    async def main() -> None:
+        async with tls_engine(certificate, answer(200, b""), verify_mode=ssl.CERT_REQUIRED) as engine:
+            error = await failure(open_pool(f"https://localhost:{engine.port}", ca=authority.pem))
+            assert error.status == 502
+            assert engine.requests == []
+
+    run(main())
+
+
+# --- the wrong protocol -------------------------------------------------------------------------------------
+
+
+BAD = say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "script", [[BAD, stall()], [BAD, fin()], [fin()], [rst()]], ids=["400", "400 and close", "close", "reset"]
+)
+def test_https_where_there_is_only_http(run: Run, script: list[Any]) -> None:
+    async def main() -> None:
+        async with ScriptedEngine(script) as engine:
+            url = engine.url.replace("http:", "https:")
+            error = await failure(open_pool(url))
             assert error.kind is ErrorKind.ENGINE_ERROR
             assert "does not speak TLS" in error.message
+            assert "does not speak TLS" in await in_detection(url)
             assert b"sekret" not in engine.peers[0].received
 
     run(main())
@@ -150,16 +275,9 @@ def test_a_handshake_that_never_ends_is_late(run: Run) -> None:
     async def main() -> None:
         async with ScriptedEngine([stall()]) as engine:
             error = await failure(open_pool(engine.url.replace("http:", "https:"), connect=0.1))
-            assert error.kind is ErrorKind.ENGINE_TIMEOUT
+            assert isinstance(error, EngineTimeoutError)
+            assert error.limit == "connect"
+            assert "finish its TLS handshake" in error.message
             await engine.peers[0].closed.wait()
-
-    run(main())
-
-
-def test_http_where_there_is_only_https(run: Run) -> None:
-    async def main() -> None:
-        alert = b"\x15\x03\x01\x00\x02\x02\x46"
-        async with ScriptedEngine([receive(), say(alert), stall()]) as engine:
-            assert isinstance(await failure(open_pool(engine.url)), UpstreamProtocolError)
 
     run(main())
