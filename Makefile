@@ -24,7 +24,7 @@ CARGO_TEST = if cargo --version >/dev/null 2>&1; then cargo test --quiet --locke
 run: $(STAMP) ## set up, find the engines, start the proxy, show a streamed answer
 	@$(BIN)/python -m flm.cli.quickstart
 
-test: $(STAMP) ## all tests that need no real engine
+test: $(STAMP) node-client ## all tests that need no real engine
 	@$(CARGO_TEST)
 	@$(BIN)/python -m pytest tests --ignore=tests/real
 
@@ -54,4 +54,4 @@ lock: $(STAMP) ## resolve the dependencies anew
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
--include tests/real/real.mk loadtests/load.mk benches/bench.mk docs/docs.mk
+-include tests/clients/clients.mk tests/real/real.mk loadtests/load.mk benches/bench.mk docs/docs.mk
