@@ -1,0 +1,202 @@
+"""A dialect of an engine that does not exist, as a stranger would write it: this one file, put into flm/engines.
+
+The Parrot says words. `GET /parrot` tells its version, `GET /parrot/birds` who is there; `POST /parrot/speak` gives
+lines of JSON, `{"word": …}`, and a last one with `over`; `POST /parrot/measure` gives vectors. Errors are `squawk`.
+Knows no other engine, and no test; see test_new_dialect.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from flm.engines.base import (
+    Call,
+    DialectDefaults,
+    Endpoint,
+    Identifying,
+    Identity,
+    Listing,
+    Probe,
+    Translation,
+    UpstreamRequest,
+)
+from flm.engines.probing import RECOGNISED, dismissed, foreign, listed, shaped
+from flm.engines.refusals import unreadable
+from flm.engines.translation import AnswerTranslation, WholeAnswer
+from flm.errors import UpstreamProtocolError, engine_refusal
+from flm.snapshot import Model
+from flm.wire.chat import MALFORMED, ChatParameters, content_parts, parameters
+from flm.wire.chunks import DONE, ChatMessage, ChunkWriter, completion, usage
+from flm.wire.completions import CompletionParameters, CompletionWriter
+from flm.wire.completions import completion as text_completion
+from flm.wire.embeddings import EmbeddingParameters, answer, base64_vector, is_vector
+from flm.wire.framing import LineReader, readable
+
+Raw = msgspec.Raw
+encode = msgspec.json.Encoder().encode
+
+
+class About(msgspec.Struct):
+    parrot: str
+
+
+class Bird(msgspec.Struct):
+    name: str
+    memory: int | None = None
+
+
+class Birds(msgspec.Struct):
+    birds: list[Bird]
+
+
+class Line(msgspec.Struct):
+    word: str | None = None
+    over: str | None = None
+    squawk: str | None = None
+    heard: int = 0
+    spoke: int = 0
+
+
+class Measures(msgspec.Struct):
+    lengths: list[Raw]
+    heard: int = 0
+
+
+_line = msgspec.json.Decoder(Line)
+_measures = msgspec.json.Decoder(Measures)
+_about = msgspec.json.Decoder(About)
+_birds = msgspec.json.Decoder(Birds)
+
+
+def line_of(data: bytes) -> Line:
+    try:
+        line = _line.decode(readable(data))
+    except MALFORMED:
+        raise unreadable("a line of a parrot", data) from None
+    if line.squawk is not None:
+        raise engine_refusal(500, line.squawk)
+    if line.over is not None and line.over not in ("stop", "length"):
+        raise unreadable("a line of a parrot", data)
+    return line
+
+
+class Spoken(AnswerTranslation):
+    """A streamed answer."""
+
+    streaming = True
+
+    def __init__(self, request: UpstreamRequest, call: Call) -> None:
+        super().__init__(request, ())
+        self._call = call
+        self._usage = call.peek.include_usage
+        model = call.peek.model
+        self._chat = ChunkWriter(call.response_id, call.created, model, include_usage=self._usage)
+        self._text = CompletionWriter(call.response_id, call.created, model, include_usage=self._usage)
+        self._lines = LineReader()
+        self._begun = False
+
+    def _take(self, data: bytes, out: bytearray) -> None:
+        for line in self._lines.feed(data):
+            if line.strip() and not self._complete:
+                self._say(line_of(line), out)
+
+    def _end(self, out: bytearray) -> None:
+        self._take(b"\n", out)
+        if not self._complete:
+            raise UpstreamProtocolError("the parrot fell silent before it was over")
+
+    def _say(self, line: Line, out: bytearray) -> None:
+        chat = self._call.endpoint is Endpoint.CHAT
+        if not self._begun and chat:
+            out += self._chat.role()
+        self._begun = True
+        if line.word is not None:
+            text = encode(line.word)
+            out += self._chat.content(text) if chat else self._text.text(text)
+        if line.over is not None:
+            writer = self._chat if chat else self._text
+            out += writer.finish(line.over)
+            if self._usage:
+                out += writer.usage(usage(line.heard, line.spoke, None))
+            out += DONE
+            self._complete = True
+
+
+class Said(WholeAnswer):
+    """A whole answer: the same lines."""
+
+    def __init__(self, request: UpstreamRequest, call: Call) -> None:
+        super().__init__(request, ())
+        self._call = call
+
+    def _whole(self, body: bytes) -> bytes:
+        lines = [line_of(line) for line in body.split(b"\n") if line.strip()]
+        last = lines[-1] if lines else Line()
+        if last.over is None:
+            raise UpstreamProtocolError("the parrot fell silent before it was over")
+        call, text = self._call, "".join(line.word or "" for line in lines)
+        counts = usage(last.heard, last.spoke, None)
+        head = (call.response_id, call.created, call.peek.model)
+        if call.endpoint is Endpoint.CHAT:
+            return completion(*head, ChatMessage("assistant", Raw(encode(text))), last.over, counts, None)
+        return text_completion(*head, encode(text), last.over, counts, None)
+
+
+class Measured(WholeAnswer):
+    """Vectors."""
+
+    def __init__(self, request: UpstreamRequest, call: Call, *, base64: bool) -> None:
+        super().__init__(request, ())
+        self._model = call.peek.model
+        self._base64 = base64
+
+    def _whole(self, body: bytes) -> bytes:
+        try:
+            found = _measures.decode(readable(body))
+            vectors = [base64_vector(vector) for vector in found.lengths] if self._base64 else found.lengths
+        except MALFORMED:
+            raise unreadable("the measures of a parrot", body) from None
+        if not self._base64 and not all(map(is_vector, vectors)):
+            raise unreadable("the measures of a parrot", body)
+        return answer(vectors, self._model, found.heard)
+
+
+class Parrot(DialectDefaults):
+    kind = "parrot"
+    label = "Parrot"
+
+    def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
+        perch = environment.get("PARROT_PERCH")
+        return (perch,) if perch else ()
+
+    def identify(self) -> Identifying:
+        told = yield Probe("/parrot")
+        about = shaped(told, _about)
+        return dismissed(told) or (Identity(RECOGNISED, about.parrot) if about else foreign("it does not talk"))
+
+    def models(self) -> Listing:
+        found = listed((yield Probe("/parrot/birds")), _birds, "/parrot/birds")
+        return tuple(Model(bird.name, context_length=bird.memory) for bird in found.birds)
+
+    def begin(self, call: Call) -> Translation:
+        fields = call.peek.fields
+        if call.endpoint is Endpoint.EMBEDDINGS:
+            wanted = parameters(fields, EmbeddingParameters)
+            texts = [wanted.input] if isinstance(wanted.input, str) else list(wanted.input)
+            body = {"bird": call.model, "texts": texts}
+            request = UpstreamRequest("/parrot/measure", encode(body))
+            return Measured(request, call, base64=wanted.encoding_format == "base64")
+        if call.endpoint is Endpoint.CHAT:
+            messages = parameters(fields, ChatParameters).messages
+            parts = [part for message in messages for part in content_parts(message.content, "messages")]
+            heard = [part.text or "" for part in parts]
+        else:
+            prompt = parameters(fields, CompletionParameters).prompt
+            heard = [prompt] if isinstance(prompt, str) else list(map(str, prompt))
+        request = UpstreamRequest("/parrot/speak", encode({"bird": call.model, "heard": heard}))
+        return Spoken(request, call) if call.peek.stream else Said(request, call)
+
+
+DIALECT = Parrot()
