@@ -23,11 +23,13 @@ from flm import snapshot as snapshots
 from flm.engines.base import Endpoint
 from flm.errors import ErrorKind, RequestError
 from flm.policy.keys import Keyring, authenticate
+from flm.policy.paths import PREFIX as ENGINE_PREFIX
 from flm.proxy import head as heads
 from flm.proxy.body import drain, is_drainable
 from flm.proxy.exchange import ClientGoneError, ClientTooSlowError, Exchange, Receive, Scope, Send
 from flm.proxy.head import Head
 from flm.proxy.inference import infer
+from flm.proxy.passthrough import pass_through
 from flm.proxy.recorder import Record, Recorder, words
 from flm.proxy.respond import Responder
 from flm.proxy.view import EngineFailed, OpenPool, PoolKey, View, open_pool
@@ -76,6 +78,9 @@ class WorkerContext(msgspec.Struct, kw_only=True):
     engine_failed: EngineFailed = _keep_quiet
 
 
+ANY_METHOD: Final[tuple[str, ...]] = ()  # but the two that are refused everywhere
+
+
 class Route(msgspec.Struct, frozen=True):
     """One line of the route table. `name` is what the log calls it; a public route needs no key."""
 
@@ -111,13 +116,16 @@ ROUTES: Final[dict[bytes, Route]] = {
     b"/v1/embeddings": Route(Endpoint.EMBEDDINGS.value, ("POST",), partial(infer, Endpoint.EMBEDDINGS)),
 }
 MODEL_ROUTE: Final = Route("/v1/models/{id}", ("GET", "HEAD"), _model)
+ENGINE_ROUTE: Final = Route("/engine/{engine_id}/{path}", ANY_METHOD, pass_through)
 
 
 def find_route(path: bytes) -> Route | None:
-    """The route of a path as it was sent: exact, but for the id of a model."""
+    """The route of a path as it was sent: exact, but for the id of a model and what follows an engine."""
     route = ROUTES.get(path)
     if route is None and path.startswith(_MODELS_PREFIX) and len(path) > len(_MODELS_PREFIX):
         return MODEL_ROUTE
+    if route is None and path.startswith(ENGINE_PREFIX):
+        return ENGINE_ROUTE
     return route
 
 
@@ -165,6 +173,7 @@ class App:
         responder = Responder(exchange, without_body=scope["method"] == "HEAD")
         try:
             await self._attempt(self._serve(exchange, responder), exchange, responder)
+            self._see_off(exchange)
             exchange.end()
             await _finish_body(exchange)
         finally:
@@ -192,7 +201,7 @@ class App:
             self._check_room(view)
         if route is None:
             raise RequestError(ErrorKind.NOT_FOUND, "there is no such path here")
-        if head.method not in route.methods:
+        if head.method not in route.methods and route.methods is not ANY_METHOD:
             allow = ((b"allow", ", ".join(route.methods).encode()),)
             message = f"{route.name} takes {' and '.join(route.methods)} only"
             raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, message, headers=allow)
@@ -232,8 +241,6 @@ class App:
         head = exchange.head
         if exchange.body_unread and head is not None and not is_drainable(exchange, head):
             exchange.closing = True
-        if exchange.closing and exchange.body_begun and exchange.body_unread:
-            exchange.loop.call_later(LINGER_SECONDS, self._context.cut, exchange.scope["client"])
         try:
             await responder.fail(error)
         except ClientTooSlowError:
@@ -241,6 +248,11 @@ class App:
         except asyncio.CancelledError:
             if exchange.interrupted() is None:
                 raise
+
+    def _see_off(self, exchange: Exchange) -> None:
+        """Cut the connection behind the answer to a body that was not read to its end, if the server does not."""
+        if exchange.closing and exchange.body_begun and exchange.body_unread:
+            exchange.loop.call_later(LINGER_SECONDS, self._context.cut, exchange.scope["client"])
 
     def _view(self) -> View:
         """The world at this moment; taken anew when the epoch has moved."""

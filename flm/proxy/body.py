@@ -1,4 +1,4 @@
-"""A request's body, whole or not at all: bounded in size, idle time, total time and pace.
+"""A request's body, whole or not at all, or piece by piece: bounded in size, idle time, total time and pace.
 
 The server has no limits of its own (docs/granian.md). A body that is cut or malformed arrives as a disconnect before
 its end; it is never acted upon. After an answer that did not need the body, what is left of a small one is thrown
@@ -30,11 +30,9 @@ async def read_body(exchange: Exchange, head: Head, settings: Settings) -> bytes
     Raises RequestError: PAYLOAD_TOO_LARGE (before reading if a content-length says so), REQUEST_TIMEOUT,
     INVALID_REQUEST for a body that ended early or is malformed. All of these close the connection.
     """
-    limit = settings.proxy_max_body_bytes
-    if head.length is not None and head.length > limit:
-        raise _too_large(limit)
+    check_size(head, settings)
     exchange.body_begun = True
-    reading = _Reading(exchange, head.length, settings)
+    reading = BodyReader(exchange, head.length, settings)
     try:
         body = await reading.run()
     finally:
@@ -44,10 +42,23 @@ async def read_body(exchange: Exchange, head: Head, settings: Settings) -> bytes
     return body
 
 
-class _Reading:
-    """The receive loop of one body."""
+def check_size(head: Head, settings: Settings) -> None:
+    """Raises RequestError PAYLOAD_TOO_LARGE if the content-length says so."""
+    limit = settings.proxy_max_body_bytes
+    if head.length is not None and head.length > limit:
+        raise _too_large(limit)
 
-    __slots__ = ("_exchange", "_idle", "_length", "_limit", "_pace", "_pace_bytes", "_pace_from", "_size", "_until")
+
+class BodyReader:
+    """The receive loop of one body, for one task. Raises like `read_body`, but for `check_size`.
+
+    `watchdog` measures the client: the request's own, unless set. `cut`: the body ended early or is malformed.
+    """
+
+    __slots__ = (
+        "_ended", "_exchange", "_idle", "_length", "_limit", "_pace", "_pace_bytes", "_pace_from", "_size", "_until",
+        "cut", "watchdog",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange, length: int | None, settings: Settings) -> None:
         now = exchange.loop.time()
@@ -60,6 +71,12 @@ class _Reading:
         self._pace_from = now
         self._pace_bytes = 0
         self._size = 0
+        self._ended = self.cut = False
+        self.watchdog = exchange.watchdog
+
+    async def next(self) -> bytes | None:
+        """The next piece, possibly empty; None at the end."""
+        return None if self._size == self._length or self._ended else await self._piece()
 
     async def run(self) -> bytes:
         first = await self._piece()
@@ -76,12 +93,14 @@ class _Reading:
         """The next piece, b"" included; None at the end."""
         exchange = self._exchange
         now = exchange.loop.time()
-        exchange.watchdog.arm(min(now + self._idle, self._until), _timed_out)
+        self.watchdog.arm(min(now + self._idle, self._until), _timed_out)
         message = await exchange.receive()
         if message["type"] != "http.request":
+            self.cut = True
             raise RequestError(ErrorKind.INVALID_REQUEST, "the request body ended early or is malformed", headers=CLOSE)
         piece: bytes = message.get("body", b"")
-        if not piece and not message.get("more_body", False):
+        self._ended = not message.get("more_body", False)
+        if not piece and self._ended:
             return None
         self._size += len(piece)
         if self._size > self._limit:

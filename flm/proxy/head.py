@@ -98,6 +98,12 @@ def check_json_body(fields: dict[bytes, bytes]) -> None:
     media_type = fields.get(b"content-type", b"application/json")
     if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
         raise RequestError(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "the body must be `content-type: application/json`")
+    check_identity_coding(fields)
+
+
+def check_identity_coding(fields: dict[bytes, bytes]) -> None:
+    """Raises RequestError UNSUPPORTED_MEDIA_TYPE for a body that somebody would have to inflate: its limits are those
+    of what was sent, not of what comes out."""
     encoding = fields.get(b"content-encoding")
     if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
-        raise RequestError(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "a content-encoding is not accepted: send plain JSON")
+        raise RequestError(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "a content-encoding is not accepted: send it plain")

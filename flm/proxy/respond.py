@@ -68,6 +68,12 @@ class Responder:
             self._streaming = True
             await self._start(200, [*STREAM_HEADERS, *headers])
 
+    async def begin(self, status: int, headers: list[Header]) -> None:
+        """The head of an answer that FLM passes on as it is; it reaches the client before any piece of the body."""
+        await self._start(status, headers)
+        if not self.without_body:
+            await self._frame(b"", more=True)  # the server holds back a head that no body follows
+
     async def write(self, data: bytes) -> None:
         """A piece of the stream that has begun. Returns when the server has taken it."""
         record = self._exchange.record

@@ -18,6 +18,7 @@ from flm.engines import registry
 from flm.engines.base import Dialect
 from flm.errors import ErrorKind, RequestError
 from flm.policy.access import HostGuard
+from flm.policy.closing import parse_openings
 from flm.policy.routing import Route, RouteIndex, model_id
 from flm.snapshot import SERVING, Engine, Model, Snapshot
 from flm.upstream.pool import Pool, Timeouts
@@ -91,6 +92,7 @@ class View:
         self.routes: Final[RouteIndex[Engine]] = RouteIndex(
             snapshot.engines, snapshot.aliases, serving=SERVING, plain_names=settings.routing_plain_names
         )
+        self.openings: Final = parse_openings(settings.passthrough_open_routes)
         self.models: Final = _encoder.encode(_List("list", [entry for e in snapshot.engines for entry in _entries(e)]))
         self.pools: Final[dict[PoolKey, Pool]] = {}
         self._targets: dict[str, Target] = {}
@@ -120,9 +122,16 @@ class View:
 
     def target(self, route: Route[Engine]) -> Target:
         """Raises RequestError NOT_IMPLEMENTED for an engine of a kind this FLM does not know."""
-        target = self._targets.get(route.engine.id)
+        return self._target(route.engine)
+
+    def engine(self, engine_id: str) -> Target:
+        """The engine of this id. Raises like RouteIndex.engine and `target`."""
+        return self._target(self.routes.engine(engine_id))
+
+    def _target(self, engine: Engine) -> Target:
+        target = self._targets.get(engine.id)
         if target is None:
-            message = f"engine {route.engine.id!r} is of kind {route.engine.kind!r}, which this FLM cannot speak to"
+            message = f"engine {engine.id!r} is of kind {engine.kind!r}, which this FLM cannot speak to"
             raise RequestError(ErrorKind.NOT_IMPLEMENTED, message)
         return target
 

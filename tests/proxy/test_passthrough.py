@@ -1,0 +1,372 @@
+"""The pass-through without a server: what reaches an engine, what comes back, and what is refused before anything."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.proxy.harness import Client, World, engine, run
+from tests.support.engine import ScriptedEngine, answer, chunked, receive, rst, say, seen, serve, stall
+
+ALL = {"passthrough_open_routes": "*:* /*"}
+JSON = b"content-type: application/json"
+SECRET = "sk-the-credential-of-flm"
+
+
+async def ask(script: Any, method: str = "GET", path: str = "/engine/e/x", **more: Any) -> tuple[Client, bytes]:
+    """One request to an engine that plays `script`; the answer, and what the engine got."""
+    async with ScriptedEngine(script) as scripted:
+        world = World(engine(scripted.url + more.pop("base", ""), credential=more.pop("credential", None)), **ALL)
+        client = await world.ask(method, path, **more)
+        await world.app.aclose()
+        return client, bytes(scripted.peers[0].received).replace(b":%d" % scripted.port, b":1")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "DELETE", "POST", "PUT", "PATCH", "PROPFIND"])
+def test_every_method_passes_and_nothing_else_changes(method: str) -> None:
+    async def test() -> None:
+        headers = {"accept": "text/plain", "user-agent": "me/1", "cookie": "a=b", "origin": "http://localhost"}
+        path = "/engine/e/%61pi/org%2Fm?q=%0A&x[]=1"
+        script = [receive(), say(answer(201, b"" if method == "HEAD" else b"yes", b"etag: 1")), stall()]
+        client, received = await ask(script, method, path, headers=headers, base="/base", credential="tok")
+        length = b"" if method in ("GET", "HEAD", "OPTIONS", "DELETE") else b"content-length: 0\r\n"
+        assert received == (
+            method.encode() + b" /base/api/org%2Fm?q=%0A&x[]=1 HTTP/1.1\r\nhost: 127.0.0.1:1\r\n"
+            b"accept-encoding: identity\r\nconnection: keep-alive\r\nauthorization: Bearer tok\r\n"
+            b"accept: text/plain\r\nuser-agent: me/1\r\n" + length + b"\r\n"
+        )
+        assert (client.status, client.body) == (201, b"" if method == "HEAD" else b"yes")
+        assert client.complete
+        length = b"0" if method == "HEAD" else b"3"
+        sent = {b"etag": b"1", b"content-length": length, b"server": b"flm"}
+        assert {name: value for name, value in client.headers.items() if name != b"x-request-id"} == sent
+
+    run(test())
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "GET", "DELETE", "HEAD"])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_body_of_any_method_passes(method: str, framing: str) -> None:
+    async def test() -> None:
+        headers = {"transfer-encoding": "chunked"} if framing == "chunks" else {}
+        end = b"0\r\n\r\n" if framing == "chunks" else b"\x00body"
+        client, received = await ask([seen(end), say(answer(200, b"")), stall()], method, body=b"\x00body",
+                                     headers=headers)  # fmt: skip
+        assert client.status == 200
+        head, _, body = received.partition(b"\r\n\r\n")
+        if framing == "chunks":
+            assert body == b"5\r\n\x00body\r\n0\r\n\r\n"
+            assert head.count(b"transfer-encoding: chunked") == 1
+            assert b"content-length" not in head
+        else:
+            assert body == b"\x00body"
+            assert head.count(b"content-length: 5") == 1
+            assert b"transfer-encoding" not in head
+        line = client.world.lines[-1]
+        assert (line["bytes_in"], line["status"], line["engine_id"]) == (5, 200, "e")
+        assert (line["endpoint"], line["model"]) == ("/engine/{engine_id}/{path}", None)
+
+    run(test())
+
+
+def test_an_answer_in_chunks_keeps_no_trailer() -> None:
+    async def test() -> None:
+        data = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-t\r\n\r\n3\r\nabc\r\n0\r\nx-t: 1\r\n\r\n"
+        client, _ = await ask([receive(), say(data), stall()])
+        assert client.body == b"abc"
+        assert not {b"transfer-encoding", b"content-length", b"trailer", b"x-t"} & set(client.headers)
+        assert client.complete
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", [200, 201, 206, 301, 400, 404, 409, 418, 429, 500, 503, 599])
+def test_an_engines_own_words_pass_whatever_its_status(status: int) -> None:
+    async def test() -> None:
+        client, _ = await ask([receive(), say(answer(status, b'{"error":"no"}', JSON, b"retry-after: 7")), stall()])
+        assert (client.status, client.body) == (status, b'{"error":"no"}')
+        assert client.headers[b"retry-after"] == b"7"
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_status_without_a_body_has_none(status: int) -> None:
+    async def test() -> None:
+        client, _ = await ask([receive(), say(b"HTTP/1.1 %d X\r\netag: 1\r\n\r\n" % status), stall()])
+        assert (client.status, client.body, client.complete) == (status, b"", True)
+        assert b"content-length" not in client.headers
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", [401, 403, 407])
+def test_an_engine_that_refuses_flms_credential_is_at_fault(status: int) -> None:
+    async def test() -> None:
+        words = b"bad key " + SECRET.encode()
+        client, _ = await ask([receive(), say(answer(status, words)), stall()], credential=SECRET)
+        assert (client.status, client.code) == (502, "engine_error")
+        assert SECRET not in client.error["message"]
+        assert b"www-authenticate" not in client.headers
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"HTTP/1.1 101 Switching\r\n\r\n", b"HTTP/1.1 000 X\r\n\r\n", b"HTTP/1.1 099 X\r\n\r\n", b"HTTP/1.1 600 X\r\n\r\n",
+     b"HTTP/1.1 999 X\r\n\r\n", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\nabc"],
+)  # fmt: skip
+def test_an_answer_that_is_none_is_502(head: bytes) -> None:
+    async def test() -> None:
+        client, _ = await ask([receive(), say(head), stall()])
+        assert (client.status, client.code) == (502, "engine_protocol_error")
+
+    run(test())
+
+
+def test_interim_answers_are_taken_out() -> None:
+    async def test() -> None:
+        client, _ = await ask([receive(), say(b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\n" + answer(200, b"ok")), stall()])
+        assert (client.status, client.body) == (200, b"ok")
+        assert b"link" not in client.headers
+
+    run(test())
+
+
+def test_an_answer_that_tells_flms_credential_has_it_covered() -> None:
+    async def test() -> None:
+        text = b'{"key":"' + SECRET.encode() + b'"}'
+        client, _ = await ask([receive(), say(answer(200, text, b"x-key: " + SECRET.encode())), stall()],
+                              credential=SECRET)  # fmt: skip
+        assert client.body == b'{"key":"' + b"*" * len(SECRET) + b'"}'
+        assert b"x-key" not in client.headers
+
+    run(test())
+
+
+def test_a_redirect_is_not_followed_but_translated() -> None:
+    async def test() -> None:
+        answers = {"/x": answer(307, b"", b"location: /y?z=1"), "/evil": answer(302, b"", b"location: http://other/")}
+        async with ScriptedEngine([serve(answers)]) as e:
+            world = World(engine(e.url), **ALL)
+            client = await world.ask("GET", "/engine/e/x")
+            assert (client.status, client.headers[b"location"]) == (307, b"/engine/e/y?z=1")
+            client = await world.ask("GET", "/engine/e/evil")
+            assert (client.status, b"location" in client.headers) == (302, False)
+            assert [request.split()[1] for request in e.peers[0].requests] == [b"/x", b"/evil"]
+            await world.app.aclose()
+
+    run(test())
+
+
+# --- refused before the engine is asked ------------------------------------------------------------------------------
+
+
+async def refused(path: str, method: str = "GET", code: str = "", **more: Any) -> Client:
+    settings = more.pop("settings", {})
+    async with ScriptedEngine([serve({})]) as scripted:
+        world = World(engine(scripted.url, **more.pop("facts", {})), **settings)
+        client = await world.ask(method, path, **more)
+        assert client.code == code
+        assert scripted.peers == []
+        await world.app.aclose()
+        return client
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["f", "..", "127.0.0.1:22", "a@b", "%2e%2e", "%65", "E", "", "e%2Fx", "e" * 300, "\u0435", "e:80", "e\\", "http:"],
+)
+def test_only_engines_that_flm_knows_are_asked(name: str) -> None:
+    async def test() -> None:
+        client = await refused(f"/engine/{name}/x", code="engine_not_found", settings=ALL)
+        assert client.status == 404
+        assert len(client.error["message"]) < 600
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", ["InstalledOnly", "ErrorNetwork", "ErrorApi"])
+def test_an_engine_that_is_known_to_be_down_is_not_asked(status: str) -> None:
+    async def test() -> None:
+        facts = {"status": status, "last_error": "it is off"}
+        client = await refused("/engine/e/x", code="engine_unavailable", facts=facts, settings=ALL)
+        assert client.status == 503
+        assert "it is off" in client.error["message"]
+        assert client.headers[b"retry-after"] == b"5"
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "tail",
+    ["../x", "x/../../y", "%2e%2e%2fx", "%252e%252e/x", "..%5cx", "/evil/", "x//y", "%00", "x%0d%0ay", "x;y", "x%23y",
+     "%c0%ae%c0%ae/x", "x\\y", ".", "%ef%bc%8e%ef%bc%8e/x", "%", "%zz"],
+)  # fmt: skip
+def test_a_path_that_could_leave_the_engine_is_refused(tail: str) -> None:
+    async def test() -> None:
+        client = await refused(f"/engine/e/{tail}", code="invalid_request", settings=ALL)
+        assert client.status == 400
+
+    run(test())
+
+
+def test_a_query_with_control_characters_is_refused() -> None:
+    async def test() -> None:
+        assert (await refused("/engine/e/x?a\x01", code="invalid_request", settings=ALL)).status == 400
+
+    run(test())
+
+
+def test_a_closed_route_is_403_and_says_how_to_open_it() -> None:
+    async def test() -> None:
+        client = await refused("/engine/e/shutdown", "POST", "route_disabled", body=b"x")
+        assert client.status == 403
+        assert "flm config set passthrough.open_routes 'e:POST /shutdown'" in client.error["message"]
+
+    run(test())
+
+
+def test_a_route_is_opened_and_closed_while_flm_runs() -> None:
+    async def test() -> None:
+        async with ScriptedEngine([serve({}, answer(200, b"down"))]) as scripted:
+            facts = engine(scripted.url)
+            world = World(facts)
+            statuses = [(await world.ask("POST", "/engine/e/shutdown")).status]
+            for setting in ("e:POST /shutdown", "f:POST /shutdown"):
+                world.publish(facts, passthrough_open_routes=setting)
+                statuses.append((await world.ask("POST", "/engine/e/shutdown")).status)
+            assert statuses == [403, 200, 403]
+            await world.app.aclose()
+
+    run(test())
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip"])
+def test_a_body_that_would_have_to_be_inflated_is_refused(coding: str) -> None:
+    async def test() -> None:
+        headers = {"content-encoding": coding}
+        client = await refused(
+            "/engine/e/x", "POST", "unsupported_media_type", body=b"x", headers=headers, settings=ALL
+        )
+        assert client.status == 415
+
+    run(test())
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_unread() -> None:
+    async def test() -> None:
+        client = await refused("/engine/e/x", "POST", "payload_too_large", body=b"x" * 70_000,
+                               settings={**ALL, "proxy_max_body_bytes": 1024})  # fmt: skip
+        assert client.status == 413
+        assert client.receives == 0
+
+    run(test())
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE"])
+def test_tunnels_stay_refused(method: str) -> None:
+    async def test() -> None:
+        assert (await refused("/engine/e/x", method, "method_not_allowed", settings=ALL)).status == 405
+
+    run(test())
+
+
+@pytest.mark.parametrize("path", ["/engine/e/x", "/engine/unknown/x", "/engine/e/../x", "/engine/"])
+def test_without_a_key_nothing_is_learnt(path: str) -> None:
+    async def test() -> None:
+        assert (await refused(path, code="invalid_api_key", key=None)).status == 401
+
+    run(test())
+
+
+def test_an_engine_of_a_kind_that_flm_does_not_know_is_501() -> None:
+    async def test() -> None:
+        assert (await refused("/engine/e/x", code="not_implemented", facts={"kind": "newer"})).status == 501
+
+    run(test())
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_fails_before_its_head_is_answered_by_flm() -> None:
+    async def test() -> None:
+        client, _ = await ask([receive(), rst()])
+        assert (client.status, client.code) == (502, "engine_error")
+
+    run(test())
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 9", b"transfer-encoding: chunked"])
+def test_an_engine_that_fails_in_its_answer_ends_it_without_an_end(framing: bytes) -> None:
+    async def test() -> None:
+        piece = b"3\r\nabc\r\n" if b"chunked" in framing else b"abc"
+        async with ScriptedEngine([receive(), say(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n" + piece)]) as scripted:
+            world = World(engine(scripted.url), **ALL)
+            client = await world.ask("GET", "/engine/e/x")
+            assert (client.status, client.body, client.complete) == (200, b"abc", False)
+            line = world.lines[-1]
+            assert (line["status"], line["error_type"], line["level"]) == (200, "engine_error", "error")
+            await world.app.aclose()
+
+    run(test())
+
+
+def test_a_mistake_of_flm_in_sending_a_body_ends_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async def broken(_upload: object, _piece: bytes) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("flm.upstream.pool.Upload.write", broken)
+        async with ScriptedEngine([stall()]) as scripted:
+            world = World(engine(scripted.url), **ALL)
+            client = await world.ask("POST", "/engine/e/x", b"body")
+            assert (client.status, client.code) == (500, "internal_error")
+            await world.app.aclose()
+
+    run(test())
+
+
+def test_a_body_that_does_not_come_is_408_and_ends_the_engines_request() -> None:
+    async def test() -> None:
+        async with ScriptedEngine([seen(b"half"), stall()]) as scripted:
+            world = World(engine(scripted.url), **ALL, proxy_body_idle_timeout_seconds=0.1)
+            client = world.client("POST", "/engine/e/x", headers={"content-length": "100"}, hold=True)
+            client.start()
+            client.feed(b"half", more=True)
+            assert client.task is not None
+            await client.task
+            assert (client.status, client.code) == (408, "request_timeout")
+            assert client.headers[b"connection"] == b"close"
+            peer = await scripted.peer(0)
+            await peer.closed.wait()
+            assert peer.received.endswith(b"\r\n\r\nhalf")
+            await world.app.aclose()
+
+    run(test())
+
+
+def test_a_chunked_answer_to_a_head_request_has_no_body() -> None:
+    async def test() -> None:
+        head = chunked(200, [], b"etag: 1").removesuffix(b"0\r\n\r\n")
+        client, _ = await ask([receive(), say(head), stall()], "HEAD")
+        assert (client.status, client.body, client.complete) == (200, b"", True)
+
+    run(test())
+
+
+def test_requests_without_a_body_share_a_connection() -> None:
+    async def test() -> None:
+        async with ScriptedEngine([serve({}, answer(200, b"ok"))]) as scripted:
+            world = World(engine(scripted.url), **ALL)
+            for _ in range(3):
+                assert (await world.ask("GET", "/engine/e/x")).body == b"ok"
+            assert len(scripted.peers) == 1
+            await asyncio.wait_for(world.app.aclose(), 5)
+
+    run(test())
