@@ -17,6 +17,7 @@ import msgspec
 
 from flm.config import MAX_ERROR_BODY_BYTES
 from flm.engines.base import Call, Change, UpstreamRequest
+from flm.engines.choices import deviates, mended
 from flm.engines.refusals import reported, unreadable
 from flm.engines.translation import AnswerTranslation, WholeAnswer
 from flm.errors import UpstreamProtocolError
@@ -173,10 +174,14 @@ class PassedStream(AnswerTranslation):
 
     def _mended(self, data: bytes, top: Top, *, unasked: bool) -> dict[str, Raw] | None:
         """The fields of a chunk that cannot go as it came, else None. `unasked`: it has usage that nobody asked for."""
-        if not unasked:
+        choices = mended(top.choices) if deviates(data) else None  # type: ignore[arg-type]  # an array
+        if choices is None and not unasked:
             return None
         fields = fields_of.decode(data)
-        del fields["usage"]
+        if choices is not None:
+            fields["choices"] = choices
+        if unasked:
+            del fields["usage"]
         return fields
 
     def _last(self) -> bytes:
@@ -215,4 +220,5 @@ class PassedAnswer(WholeAnswer):
         """The fields of an answer that cannot go as it came, else None. Raises RequestError if it is no answer."""
         if not is_array(top.choices):
             raise unreadable("a chat answer", body)
-        return None
+        choices = mended(top.choices) if deviates(body) else None  # type: ignore[arg-type]  # an array
+        return None if choices is None else {**fields_of.decode(body), "choices": choices}

@@ -60,6 +60,7 @@ _NO_SUCH_INPUT = (
     "audio input is not supported",
     "does not support multimodal",
     "is not a multimodal model",
+    "At most 0 ",  # "… audio(s) may be provided in one prompt", vLLM
 )
 _LACKS = {
     "does not support tools": "tools",
@@ -70,6 +71,10 @@ _LACKS = {
     "does not support embeddings": "model",
     "does not support completions": "model",
     "does not support insert": "suffix",
+    "suffix is only supported": "suffix",
+    "does not support Matryoshka embeddings": "dimensions",
+    "requires --enable-auto-tool-choice": "tools",
+    "requires --tool-call-parser": "tool_choice",
 }
 
 
@@ -146,7 +151,8 @@ def _object_error(value: bytes) -> Reported | None:
         found = _object.decode(value)
     except MALFORMED:
         return None
-    return Reported(found.message, found.type or "", found.code, found.param)
+    param = found.param.removeprefix("body.") if found.param else None  # where a validator found it, vLLM
+    return Reported(found.message, found.type or "", found.code, param)
 
 
 def _plain(body: bytes) -> str:

@@ -341,24 +341,62 @@ def test_requests_are_sent_as_json_to_a_path(kind: str, mode: str) -> None:
     assert CALLER_MODEL.encode() not in request.body
 
 
+# Of those that pass answers on, the ones whose answers need more to be put right; their own tests say what.
+MENDED = frozenset({"lmstudio"})
 PASSED = [
     pytest.param(one, id=one.id)
     for kind in KINDS
-    if kind not in NATIVE
+    if kind not in NATIVE | MENDED
     for one in recorded(kind)
     if one.exchange.status == 200 and one.call.endpoint is not Endpoint.EMBEDDINGS
 ]
 
 
+def put_right(event: bytes) -> bytes:
+    """An event or a whole answer as clients expect it; the very bytes where nothing is to be put right."""
+    start, text = (b"data: ", event[6:]) if event.startswith(b"data: ") else (b"", event)
+    if b'"reasoning":"' not in text and b'"tool_calls":[' not in text:
+        return event
+    parsed = json.loads(text)
+    for choice in parsed["choices"]:
+        said = choice.get("delta") or choice["message"]
+        if said.get("reasoning") is not None:
+            renamed = {"reasoning_content" if name == "reasoning" else name: value for name, value in said.items()}
+            said.clear()
+            said.update(renamed)
+        if choice.get("delta", {}).get("tool_calls"):
+            said["tool_calls"] = pieces_joined(said["tool_calls"])
+    again = json.dumps(parsed, ensure_ascii=False, separators=(",", ":")).encode()
+    return event if parsed == json.loads(text) else start + again
+
+
+def pieces_joined(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    joined: dict[int, dict[str, Any]] = {}
+    for piece in pieces:
+        function = piece.setdefault("function", {})
+        if piece["index"] in joined:
+            joined[piece["index"]]["function"]["arguments"] += function.get("arguments") or ""
+        else:
+            joined[piece["index"]] = piece
+            if "name" in function:
+                function.setdefault("arguments", "")
+    return list(joined.values())
+
+
 @pytest.mark.parametrize("one", PASSED)
 def test_an_answer_passes_with_another_model_and_nothing_else_changed(one: Recorded) -> None:
-    """Golden pairs of the dialects that pass answers on; usage that nobody asked for is left out."""
+    """Golden pairs of the dialects that pass answers on; usage that nobody asked for is left out.
+
+    Thoughts have one name whatever the engine calls them, and the pieces of one call in one delta are one piece.
+    """
     body = one.exchange.body
     found = every_way(DIALECTS[one.kind], one.call, 200, one.exchange.headers, body)
     expected = re.sub(rb'"model":"[^"]*"', b'"model":"' + CALLER_MODEL.encode() + b'"', body)
     if one.call.endpoint is Endpoint.CHAT and one.call.peek.stream and not one.call.peek.include_usage:
         events = expected.split(b"\n\n")
         expected = b"\n\n".join(event for event in events if b'"usage":{' not in event)
+    if one.call.endpoint is Endpoint.CHAT:
+        expected = b"\n\n".join(put_right(event) for event in expected.split(b"\n\n"))
     if found.error is not None:
         assert expected.startswith(found.data)
     elif one.call.endpoint is Endpoint.COMPLETIONS and one.call.peek.stream:
