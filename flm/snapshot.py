@@ -23,6 +23,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     """One model of one engine, under the engine's own name. Lengths are tokens; `created` Unix seconds, 0: unknown.
 
     `other_names` are further names the engine takes for it; they lead here where no model is really called so.
+    `any_case`: the engine takes its names whether written in capitals or not.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     capabilities: tuple[str, ...] = ()
     created: int = 0
     other_names: tuple[str, ...] = ()
+    any_case: bool = False
 
 
 class Engine(msgspec.Struct, frozen=True, omit_defaults=True):

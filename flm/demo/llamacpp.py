@@ -175,6 +175,9 @@ class LlamaCpp(OpenAI):
     # --- embeddings
 
     def parse_embedding(self, body: bytes) -> EmbeddingBody:
+        """The demo engine chats and embeds; asked without an input, it says what one that only chats would say."""
+        if b'"input"' not in body:
+            raise RefusalError(501, "This server does not support embeddings. Start it with `--embeddings`")
         try:
             return _embedding.decode(body)
         except msgspec.ValidationError:

@@ -43,6 +43,7 @@ class _Health(msgspec.Struct, frozen=True):
 
 class _Problem(msgspec.Struct, frozen=True):
     type: str
+    message: str = ""
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -58,6 +59,7 @@ class _Properties(msgspec.Struct, frozen=True):
     default_generation_settings: _Generation = _Generation()
     modalities: dict[str, bool] = {}
     chat_template_caps: dict[str, Any] = {}
+    is_sleeping: bool = False
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -171,7 +173,10 @@ class LlamaCpp(PassThrough):
         if any(entry.status is not None for entry in found.data):  # a router: each model has a process of its own
             return tuple(_routed(entry) for entry in found.data[:MAX_MODELS])
         properties = shaped((yield Probe("/props")), _properties)
-        return tuple(_served(entry, properties) for entry in found.data[:MAX_MODELS])
+        embeds = None
+        if properties is not None and not properties.is_sleeping:  # this one would wake it
+            embeds = _embeds((yield Probe("/v1/embeddings", "POST", b"{}")))
+        return tuple(_served(entry, properties, embeds) for entry in found.data[:MAX_MODELS])
 
 
 def _busy(health: Answer, marked: bool) -> Identity:
@@ -182,10 +187,24 @@ def _busy(health: Answer, marked: bool) -> Identity:
     return foreign(f"/health answered {health.status}, not in the way of a llama-server")
 
 
-def _served(entry: _Entry, properties: _Properties | None) -> Model:
+def _embeds(answer: Answer) -> bool | None:
+    """Whether a server is there for embeddings, by its answer to a request for none; None if that does not say.
+
+    Nothing it tells of itself does (b10573): `capabilities` in its model list is always `completion`. But without
+    `--embeddings` every such request is 501, and with it one without an input is 400. Pooling `none` has no route here.
+    """
+    error = body_of(answer, _error)
+    if answer.status == 400 and error is not None:
+        return "Pooling type" not in error.error.message
+    return False if answer.status in (404, 501) else None
+
+
+def _served(entry: _Entry, properties: _Properties | None, embeds: bool | None) -> Model:
     meta = entry.meta or _Meta()
     capabilities: tuple[str, ...] = ()
-    if properties is not None:
+    if embeds:
+        capabilities = ("embedding",)  # `--embeddings` restricts a server to that use, says its own help
+    elif embeds is not None and properties is not None:
         seen = tuple(kind for kind in ("vision", "audio", "video") if properties.modalities.get(kind))
         tools = ("tools",) if properties.chat_template_caps.get("supports_tools") else ()
         capabilities = ("completion", *tools, *seen)
@@ -195,7 +214,7 @@ def _served(entry: _Entry, properties: _Properties | None) -> Model:
         entry.id,
         context_length=slot or meta.n_ctx,
         trained_context_length=meta.n_ctx_train,
-        loaded=True,
+        loaded=properties is None or not properties.is_sleeping,
         capabilities=capabilities,
         other_names=tuple(name for name in entry.aliases or () if name != entry.id),
     )

@@ -192,6 +192,7 @@ def _model(tag: _Tag, shown: _Shown | None, loaded: Mapping[str, _Loaded] | None
         capabilities=tuple(capabilities or ()),
         created=_seconds(tag.modified_at),
         other_names=(tag.name.removesuffix(DEFAULT_TAG),) if tag.name.endswith(DEFAULT_TAG) else (),
+        any_case=True,  # seen on 0.11.4 and 0.34.4, for names and tags
     )
 
 

@@ -26,6 +26,8 @@ class ModelFacts(Protocol):
     @property
     def other_names(self) -> tuple[str, ...]: ...
     @property
+    def any_case(self) -> bool: ...
+    @property
     def capabilities(self) -> tuple[str, ...]: ...
 
 
@@ -91,6 +93,9 @@ class RouteIndex(Generic[E]):
         self._by_id: dict[str, dict[str, Route[E]]] = {}
         self._by_name: dict[str, list[Route[E]]] = {}
         self._by_other_name: dict[str, list[Route[E]]] = {}
+        # For names whose engine does not care about case: by the name in lower case.
+        self._by_lower_id: dict[str, dict[str, Route[E]]] = {}
+        self._by_lower_name: dict[str, list[Route[E]]] = {}
         for engine_id, engine in self._engines.items():
             routes = {model.name: Route(engine, model) for model in engine.models}
             others = {name: route for route in routes.values() for name in route.model.other_names}
@@ -99,6 +104,15 @@ class RouteIndex(Generic[E]):
                 self._by_name.setdefault(name, []).append(route)
             for name, route in others.items():
                 self._by_other_name.setdefault(name, []).append(route)
+            lower = {name.lower(): route for name, route in self._by_id[engine_id].items() if route.model.any_case}
+            self._by_lower_id[engine_id] = lower
+            for name, route in lower.items():
+                self._by_lower_name.setdefault(name, []).append(route)
+
+    @property
+    def aliases(self) -> Collection[str]:
+        """The names that stand for another, whether they lead somewhere or not."""
+        return self._aliases.keys()
 
     def resolve(self, name: str) -> Route[E]:
         """The route of a model name as a caller wrote it.
@@ -125,14 +139,19 @@ class RouteIndex(Generic[E]):
     def _resolve_id(self, name: str) -> Route[E]:
         engine_id, model = split_model_id(name)
         self.engine(engine_id, param="model")  # refuses one that is unknown or down
-        route = self._by_id[engine_id].get(model)
+        route = self._by_id[engine_id].get(model) or self._by_lower_id[engine_id].get(model.lower())
         if route is None:
             message = f"engine {engine_id!r} has no model {model!r}; GET /v1/models lists what there is"
             raise RequestError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
         return route
 
+    def _named(self, name: str) -> list[Route[E]]:
+        """The routes of a plain name: those of models really called so, else those that are called so too."""
+        exact = self._by_name.get(name) or self._by_other_name.get(name)
+        return exact or self._by_lower_name.get(name.lower(), [])
+
     def _resolve_plain(self, name: str) -> Route[E]:
-        known = (self._by_name.get(name) or self._by_other_name.get(name, [])) if self._plain_names else []
+        known = self._named(name) if self._plain_names else []
         serving = [route for route in known if route.engine.status in self._serving]
         if len(serving) == 1:
             return serving[0]

@@ -93,7 +93,8 @@ class View:
             snapshot.engines, snapshot.aliases, serving=SERVING, plain_names=settings.routing_plain_names
         )
         self.openings: Final = parse_openings(settings.passthrough_open_routes)
-        self.models: Final = _encoder.encode(_List("list", [entry for e in snapshot.engines for entry in _entries(e)]))
+        listed = [entry for each in snapshot.engines for entry in _entries(each)]
+        self.models: Final = _encoder.encode(_List("list", listed + _alias_entries(self.routes, listed)))
         self.pools: Final[dict[PoolKey, Pool]] = {}
         self._targets: dict[str, Target] = {}
         for engine in snapshot.engines:
@@ -136,9 +137,11 @@ class View:
         return target
 
     def model(self, name: str) -> bytes:
-        """The list entry of one model, under its full id. Raises like RouteIndex.resolve."""
+        """The list entry of one model, under its full id, or under its alias. Raises like RouteIndex.resolve."""
         route = self.routes.resolve(name)
         entry = next(entry for entry in _entries(route.engine) if entry.name == route.model.name)
+        if name in self.routes.aliases:
+            entry.id = name
         return _encoder.encode(entry)
 
 
@@ -150,6 +153,19 @@ def _entries(engine: Engine) -> list[Listed]:
     if engine.status not in SERVING:
         return []
     return [_entry(engine, model) for model in engine.models]
+
+
+def _alias_entries(routes: RouteIndex[Engine], listed: list[Listed]) -> list[Listed]:
+    """An entry for each alias that leads somewhere: clients that let people choose offer only what is listed."""
+    by_id = {entry.id: entry for entry in listed}
+    found = []
+    for alias in sorted(routes.aliases):
+        try:
+            route = routes.resolve(alias)
+        except RequestError:
+            continue
+        found.append(msgspec.structs.replace(by_id[model_id(route.engine.id, route.model.name)], id=alias))
+    return found
 
 
 def _entry(engine: Engine, model: Model) -> Listed:

@@ -55,6 +55,7 @@ def test_its_models_are_listed(kind: str) -> None:
     assert sorted(found) == sorted(names)
     if kind != "openai":
         assert found[names[0]].context_length == script.CONTEXT_LENGTH
+        assert "completion" in found[names[0]].capabilities
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -139,6 +139,48 @@ def test_llama_server_with_vision_and_tools() -> None:
     assert (found.context_length, found.capabilities) == (512, ("completion", "tools", "vision"))
 
 
+EMBEDDING = f"{LLAMA}/embedding"
+NO_INPUT = (
+    '{"error":{"code":400,"message":"\\"input\\" or \\"content\\" must be provided","type":"invalid_request_error"}}'
+)
+NO_POOLING = (
+    '{"error":{"code":400,"message":"Pooling type \'none\' is not OAI compatible. Please use a different pooling type",'
+    '"type":"invalid_request_error"}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "capabilities"),
+    [
+        (json_answer(NO_INPUT, 400), ("embedding",)),
+        (json_answer(NO_POOLING, 400), ("completion",)),
+        (recorded(LLAMA, "embeddings"), ("completion",)),
+        (NOT_FOUND, ("completion",)),
+        (SILENCE, ()),
+        (json_answer("{}", 400), ()),
+        (json_answer("{}", 500), ()),
+    ],
+)
+def test_a_llama_server_for_embeddings_is_told_by_what_it_refuses(
+    answer: Answer, capabilities: tuple[str, ...]
+) -> None:
+    answers = {
+        "/v1/models": recorded(EMBEDDING, "models"),
+        "/props": recorded(LLAMA, "props"),
+        "/v1/embeddings": answer,
+    }
+    found, sent = run(DIALECTS["llamacpp"].models(), answers)
+    assert found == (Model("tiny-embed", 2048, 2048, loaded=True, capabilities=capabilities),)
+    assert [(probe.method, probe.path, probe.body) for probe in sent[2:]] == [("POST", "/v1/embeddings", b"{}")]
+
+
+def test_a_sleeping_llama_server_is_not_woken() -> None:
+    props = json_answer('{"build_info":"b1","is_sleeping":true}')
+    found, sent = run(DIALECTS["llamacpp"].models(), {"/v1/models": recorded(LLAMA, "models"), "/props": props})
+    assert [(model.loaded, model.capabilities) for model in found] == [(False, ())]
+    assert [probe.path for probe in sent] == ["/v1/models", "/props"]
+
+
 def test_llama_server_without_props() -> None:
     found = listed("llamacpp", {"/v1/models": recorded(LLAMA, "models")})["tiny-llama"]
     assert (found.context_length, found.capabilities) == (2048, ())

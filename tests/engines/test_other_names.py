@@ -37,6 +37,28 @@ def test_every_name_leads_to_the_model(name: str) -> None:
     assert index(("e", (LATEST,))).resolve(name).model.name == "short:latest"
 
 
+@pytest.mark.parametrize(
+    "name", ["Scripted:LATEST", "SCRIPTED", "scripted", "flm://o/Scripted:Latest", "flm://o/sCRIPTED"]
+)
+def test_ollama_takes_names_in_any_case(name: str) -> None:
+    found, _ = run(DIALECTS["ollama"].models(), {"/api/tags": recorded("ollama-0.34.4", "tags")})
+    assert index(("o", found)).resolve(name).model.name == "scripted:latest"
+
+
+@pytest.mark.parametrize("name", ["M", "flm://e/M", "FLM://e/m"])
+def test_other_engines_do_not(name: str) -> None:
+    with pytest.raises(RequestError, match=r"has no model|there is no model"):
+        index(("e", (Model("m"),))).resolve(name)
+
+
+def test_the_exact_name_comes_before_one_in_another_case() -> None:
+    routes = index(("e", (Model("m", any_case=True),)), ("f", (Model("M"),)))
+    assert routes.resolve("M").engine.id == "f"
+    assert routes.resolve("m").engine.id == "e"
+    with pytest.raises(RequestError, match="flm://e/m, flm://g/m"):
+        index(("e", (Model("m", any_case=True),)), ("g", (Model("m", any_case=True),))).resolve("M")
+
+
 def test_a_model_really_called_so_comes_first() -> None:
     routes = index(("e", (LATEST,)), ("f", (Model("short"),)))
     assert routes.resolve("short").engine.id == "f"

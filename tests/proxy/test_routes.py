@@ -7,9 +7,11 @@ import re
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from flm.proxy.app import ROUTES
+from flm.snapshot import Model
 from tests.proxy.harness import CHAT, Client, World, chat, engine, run
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -77,7 +79,7 @@ def test_the_scheme_is_taken_in_any_case(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/models/", "//health", "/health/", "/HEALTH", "/v1/completions", "*", ""]
+    "path", ["/", "/v1", "/v1/models/", "//health", "/health/", "/HEALTH", "/v1/completion", "*", ""]
 )
 def test_an_unknown_route_is_404_with_a_key(path: str) -> None:
     client = answered(World(), "GET", path)
@@ -286,6 +288,33 @@ def test_one_model_is_found_by_its_id_clear_or_encoded(name: str) -> None:
 def test_one_model_that_is_not_there(name: str, status: int, code: str) -> None:
     client = answered(World(engine(NOWHERE)), "GET", "/v1/models/" + name)
     assert (client.status, client.code) == (status, code)
+
+
+def test_one_model_by_any_of_its_names_and_by_head() -> None:
+    model = Model("Org/m:7b", 512, 4096, loaded=False, capabilities=("completion",), other_names=("m",), any_case=True)
+    world = World(
+        msgspec.structs.replace(engine(NOWHERE), models=(model,)),
+        aliases={"mine/own": "flm://e/Org/m:7b", "mine%2Fown": "m", "nowhere": "flm://gone/m"},
+    )
+    for name in ("m", "M", "org/M:7B", "flm://e/ORG/m:7b", "flm:%2F%2Fe%2Forg%2Fm:7b"):
+        client = answered(world, "GET", "/v1/models/" + name)
+        assert (client.status, _json(client)["id"]) == (200, "flm://e/Org/m:7b"), name
+    for path, alias in (("mine/own", "mine/own"), ("mine%2Fown", "mine/own"), ("mine%252Fown", "mine%2Fown")):
+        entry = _json(answered(world, "GET", "/v1/models/" + path))
+        assert (entry["id"], entry["engine_id"], entry["name"]) == (alias, "e", "Org/m:7b")
+        assert (entry["context_length"], entry["trained_context_length"], entry["loaded"]) == (512, 4096, False)
+    assert answered(world, "GET", "/v1/models/nowhere").status == 404
+    head = answered(world, "HEAD", "/v1/models/mine/own")
+    assert (head.status, head.body) == (200, b"")
+    assert int(head.headers[b"content-length"]) == len(answered(world, "GET", "/v1/models/mine/own").body)
+
+
+def test_aliases_that_lead_somewhere_are_listed() -> None:
+    aliases = {"b": "flm://e/m", "a": "m", "gone": "flm://x/m", "down": "flm://down/x"}
+    world = World(engine(NOWHERE), engine(NOWHERE, name="down", models=["x"], status="ErrorNetwork"), aliases=aliases)
+    entries = _json(answered(world, "GET", "/v1/models"))["data"]
+    assert [entry["id"] for entry in entries] == ["flm://e/m", "a", "b"]
+    assert {(entry["engine_id"], entry["name"], entry["object"]) for entry in entries} == {("e", "m", "model")}
 
 
 def test_a_change_is_in_force_for_the_next_request() -> None:
