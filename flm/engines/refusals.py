@@ -54,6 +54,9 @@ _TOO_LONG = (
     "maximum context length",
     "exceeds the context length",
     "is too large to process",
+    "is greater than the context length",
+    "Context size has been exceeded",
+    "is loaded with context length of only",
 )
 _NO_SUCH_INPUT = (
     "image input is not supported",

@@ -178,7 +178,7 @@ def _refused(status: int, body: bytes) -> int:
     words = body.decode(errors="replace")
     if status != 401 and ("exceeds the available context" in words or "maximum context length" in words):
         return 400
-    if status != 401 and "too large to process" in words:
+    if status != 401 and ("too large to process" in words or "greater than the context length" in words):
         return 400
     if "input is not supported" in words or "multimodal" in words:
         return 422
