@@ -23,6 +23,7 @@ from flm.services.security import SecurityService
 from tests.runtime.harness import ROOT, Running, running
 
 WORKER = "flm.runtime.worker"
+Upstream = tuple[str, str] | tuple[str, str, dict[str, Any]]  # kind, URL, and what else `EngineService.add` takes
 
 
 class Flm:
@@ -90,15 +91,17 @@ class Answer:
 
 def _unchunked(data: bytes) -> tuple[bytes, bool]:
     body = bytearray()
+    at = 0
     while True:
-        size, found, rest = data.partition(b"\r\n")
-        if not found:
+        end = data.find(b"\r\n", at)
+        if end < 0:
             return bytes(body), False
-        length = int(size, 16)
+        length = int(data[at:end], 16)
+        at = end + 2
         if not length:
-            return bytes(body), rest.startswith(b"\r\n")
-        body += rest[:length]
-        data = rest[length + 2 :]
+            return bytes(body), data.startswith(b"\r\n", at)
+        body += data[at : at + length]
+        at += length + 2
 
 
 @contextlib.contextmanager
@@ -117,12 +120,12 @@ def _own_environment() -> Iterator[None]:
 
 @asynccontextmanager
 async def installed(
-    root: Path, engines: Mapping[str, tuple[str, str]], worker_module: str = WORKER, **flags: Value
+    root: Path, engines: Mapping[str, Upstream], worker_module: str = WORKER, **flags: Value
 ) -> AsyncIterator[Flm]:
-    """A started FLM with these engines (id to kind and URL) registered; `flags` are settings with `__` for the dot."""
+    """A started FLM with these engines registered, by id; `flags` are settings with `__` for the dot."""
     with _own_environment():
         async with running(root, worker_module=worker_module, **flags) as proxy:
-            for name, (kind, url) in engines.items():
-                seen = await EngineService(proxy.folder).add(name, kind, url)
+            for name, (kind, url, *more) in engines.items():
+                seen = await EngineService(proxy.folder).add(name, kind, url, **(more[0] if more else {}))
                 assert seen.status == "RunningHealthy", seen
             yield Flm(proxy, (await SecurityService(proxy.folder).create_key("test")).key)
