@@ -123,37 +123,41 @@ class ClosedRoute(msgspec.Struct, frozen=True):
     but: tuple[str, ...] = ()
 
 
-# For a server of which only the API is known: nobody can say what else it has, so only what that API means is open.
-ALL_BUT_THE_API: tuple[ClosedRoute, ...] = (
-    ClosedRoute(
-        "/*",
-        "is not part of the API that FLM knows this kind of engine by",
-        but=(
-            "GET /v1/models/*",
-            "POST /v1/chat/completions",
-            "POST /v1/completions",
-            "POST /v1/embeddings",
-            "POST /v1/responses",
-            "POST /v1/responses/input_tokens",
-            "POST /v1/messages",
-            "POST /v1/messages/count_tokens",
-            "POST /v1/moderations",
-            "POST /v1/rerank",
-            "POST /v1/score",
-            "POST /v1/audio/speech",
-            "POST /v1/audio/transcriptions",
-            "POST /v1/audio/translations",
-            "POST /v1/images/generations",
-            "POST /rerank",
-            "POST /score",
-            "POST /tokenize",
-            "POST /detokenize",
-            "GET /health",
-            "GET /ping",
-            "GET /version",
-        ),
-    ),
+_API = (
+    "GET /v1/models/*",
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/embeddings",
+    "POST /v1/responses",
+    "POST /v1/responses/input_tokens",
+    "POST /v1/messages",
+    "POST /v1/messages/count_tokens",
+    "POST /v1/moderations",
+    "POST /v1/rerank",
+    "POST /v1/score",
+    "POST /v1/audio/speech",
+    "POST /v1/audio/transcriptions",
+    "POST /v1/audio/translations",
+    "POST /v1/images/generations",
+    "POST /rerank",
+    "POST /score",
+    "POST /tokenize",
+    "POST /detokenize",
+    "GET /health",
+    "GET /ping",
+    "GET /version",
 )
+
+
+def all_but_the_api(*more: str) -> tuple[ClosedRoute, ...]:
+    """Everything is closed but what the OpenAI API means, and `more`, each as `METHOD /path`.
+
+    For what is not known by name: nobody can say what else a server has, or its next version will have.
+    """
+    return (ClosedRoute("/*", "is no route of that kind of engine that FLM knows to be harmless", but=(*_API, *more)),)
+
+
+ALL_BUT_THE_API: tuple[ClosedRoute, ...] = all_but_the_api()
 
 
 class Translation(Protocol):

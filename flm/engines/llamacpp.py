@@ -8,12 +8,21 @@ the object into `required` with that one tool.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from flm.engines import completion_cases, embedding_cases
-from flm.engines.base import Answer, Identifying, Identity, Listing, Probe, Verdict
+from flm.engines.base import (
+    Answer,
+    ClosedRoute,
+    Identifying,
+    Identity,
+    Listing,
+    Probe,
+    Verdict,
+    all_but_the_api,
+)
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.chat_cases import CHAT_CASES, LOCAL
 from flm.engines.completion_cases import COMPLETION_CASES
@@ -97,9 +106,47 @@ def _one_logprob(_value: msgspec.Raw, _fields: Mapping[str, msgspec.Raw]) -> dic
     return {"logprobs": 1}
 
 
+# tools/server/server.cpp (00dd081). Not closed, since its paths also serve prompts: a router loads the model that a
+# request names.
+CLOSED: Final = (
+    ClosedRoute("/slots/*", "saves, restores or erases what slots hold", "POST"),
+    ClosedRoute("/lora-adapters", "changes the LoRA adapters", "POST"),
+    ClosedRoute("/props", "changes the server's properties", "POST"),
+    ClosedRoute("/models/load", "loads a model"),
+    ClosedRoute("/models/unload", "unloads a model"),
+    ClosedRoute("/models", "adds a model", "POST"),
+    ClosedRoute("/models", "deletes a model", "DELETE"),
+    ClosedRoute("/tools", "runs tools on the engine's machine"),
+    ClosedRoute("/cors-proxy", "fetches any address in the machine's name"),
+    ClosedRoute("/v1/chat/completions/control", "interferes with another request"),
+    ClosedRoute("/v1/stream/*", "reads or ends the answer to another request"),
+    ClosedRoute("/v1/streams/*", "lists the answers to other requests"),
+    ClosedRoute("/predict", "calls any other route of the server, closed ones too"),
+    *all_but_the_api(
+        "GET /*",
+        "OPTIONS /*",
+        "POST /completion",
+        "POST /completions",
+        "POST /chat/completions",
+        "POST /chat/completions/input_tokens",
+        "POST /v1/chat/completions/input_tokens",
+        "POST /responses",
+        "POST /responses/input_tokens",
+        "POST /audio/transcriptions",
+        "POST /infill",
+        "POST /embedding",
+        "POST /embeddings",
+        "POST /reranking",
+        "POST /v1/reranking",
+        "POST /apply-template",
+    ),
+)
+
+
 class LlamaCpp(PassThrough):
     kind = "llamacpp"
     label = "llama.cpp"
+    closed_routes = CLOSED
     idle_seconds = 4.0  # cpp-httplib's keep-alive timeout is 5 s
     embeds_unlisted = True  # a router does not say which of its models do
     chat_table = Table(

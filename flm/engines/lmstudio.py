@@ -21,7 +21,6 @@ import msgspec
 
 from flm.engines import completion_cases, embedding_cases, lmstudio_places
 from flm.engines.base import (
-    ALL_BUT_THE_API,
     Call,
     Change,
     ClosedRoute,
@@ -30,6 +29,7 @@ from flm.engines.base import (
     Listing,
     Probe,
     UpstreamRequest,
+    all_but_the_api,
 )
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.chat_cases import CHAT_CASES, COMMON, LOCAL
@@ -308,7 +308,7 @@ class LMStudio(PassThrough):
         ClosedRoute("/api/v1/models/download", "downloads a model", "POST"),
         ClosedRoute("/api/v1/chat", "may run the tools of MCP servers that are set up there", "POST"),
         ClosedRoute("/v1/responses", "may run the tools of MCP servers that are set up there", "POST"),
-        *(msgspec.structs.replace(route, but=(*route.but, *_OPEN)) for route in ALL_BUT_THE_API),
+        *all_but_the_api(*_OPEN),
     )
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from flm.engines import ollama_places, ollama_request
 from flm.engines.base import (
     Answer,
     Call,
+    ClosedRoute,
     DialectDefaults,
     Endpoint,
     Identifying,
@@ -29,6 +30,7 @@ from flm.engines.base import (
     Probe,
     Translation,
     Verdict,
+    all_but_the_api,
 )
 from flm.engines.capabilities import older
 from flm.engines.ollama_answer import ChatAnswer, ChatStream, EmbeddingAnswer
@@ -94,9 +96,37 @@ _NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,9})\s*$", re.MULTILINE)
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
+# server/routes.go of 0.33.0-rc2, compared with 0.34.4's answers. Not closed, since their paths also serve prompts: the
+# `keep_alive` of a request, which loads and unloads its model, and models that run on Ollama's cloud.
+CLOSED: Final = (
+    ClosedRoute("/api/pull", "downloads a model"),
+    ClosedRoute("/api/push", "uploads a model"),
+    ClosedRoute("/api/create", "creates a model"),
+    ClosedRoute("/api/copy", "copies a model"),
+    ClosedRoute("/api/delete", "deletes a model"),
+    ClosedRoute("/api/blobs/*", "uploads the files of a model"),
+    ClosedRoute("/api/me", "shows the machine's account at ollama.com"),
+    ClosedRoute("/api/signin", "changes the machine's account at ollama.com"),
+    ClosedRoute("/api/signout", "changes the machine's account at ollama.com"),
+    ClosedRoute("/api/user/*", "changes the machine's account at ollama.com"),
+    ClosedRoute("/api/experimental/*", "searches and fetches from the web in the machine's name"),
+    *all_but_the_api(
+        "GET /*",
+        "OPTIONS /*",
+        "POST /api/generate",
+        "POST /api/chat",
+        "POST /api/embed",
+        "POST /api/embeddings",
+        "POST /api/show",
+        "POST /v1/images/edits",
+    ),
+)
+
+
 class Ollama(DialectDefaults):
     kind = "ollama"
     label = "Ollama"
+    closed_routes = CLOSED
     chat_table = CHAT_TABLE
     completion_table = COMPLETION_TABLE
     embedding_table = EMBEDDING_TABLE

@@ -18,10 +18,10 @@ import msgspec
 
 from flm.engines import chat_cases, completion_cases, embedding_cases
 from flm.engines.base import (
-    ALL_BUT_THE_API,
     Answer,
     Call,
     Change,
+    ClosedRoute,
     Endpoint,
     Identifying,
     Identity,
@@ -29,6 +29,7 @@ from flm.engines.base import (
     Probe,
     UpstreamRequest,
     Verdict,
+    all_but_the_api,
 )
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.passed import PassedAnswer, PassedStream, Top
@@ -179,27 +180,49 @@ class _Whole(PassedAnswer):
         return fields
 
 
+# vllm/entrypoints/serve of 0.32: its routers lora, profile, elastic_ep, fault_tolerance and disagg, and those of its
+# development mode (dev/rpc, sleep, cache, rlhf, server_info), which no key of the engine's own guards.
+CLOSED: Final = (
+    ClosedRoute("/collective_rpc", "runs any method of the engine's workers"),
+    ClosedRoute("/v1/load_lora_adapter", "loads a LoRA adapter"),
+    ClosedRoute("/v1/unload_lora_adapter", "unloads a LoRA adapter"),
+    ClosedRoute("/sleep", "unloads the model"),
+    ClosedRoute("/wake_up", "loads the model"),
+    ClosedRoute("/pause", "stops every answer"),
+    ClosedRoute("/resume", "resumes after a pause"),
+    ClosedRoute("/abort_requests", "ends other requests"),
+    ClosedRoute("/reset_prefix_cache", "empties a cache"),
+    ClosedRoute("/reset_mm_cache", "empties a cache"),
+    ClosedRoute("/reset_encoder_cache", "empties a cache"),
+    ClosedRoute("/init_weight_transfer_engine", "changes the model's weights"),
+    ClosedRoute("/start_weight_update", "changes the model's weights"),
+    ClosedRoute("/start_draft_weight_update", "changes the model's weights"),
+    ClosedRoute("/update_weights", "changes the model's weights"),
+    ClosedRoute("/finish_weight_update", "changes the model's weights"),
+    ClosedRoute("/update_weight_version", "changes the model's weights"),
+    ClosedRoute("/weight_checker", "may overwrite the model's weights"),
+    ClosedRoute("/start_profile", "starts the profiler"),
+    ClosedRoute("/stop_profile", "stops the profiler"),
+    ClosedRoute("/scale_elastic_ep", "changes the number of workers"),
+    ClosedRoute("/fault_tolerance/apply", "pauses or restarts workers"),
+    ClosedRoute("/server_info", "shows the whole configuration and environment"),
+    *all_but_the_api(
+        "GET /*",
+        "OPTIONS /*",
+        "POST /pooling",
+        "POST /classify",
+        "POST /v1/chat/completions/batch",
+        "POST /v2/rerank",
+        "POST /v2/embed",
+    ),
+)
+
+
 class VLLM(PassThrough):
     kind = "vllm"
     label = "vLLM"
     idle_seconds = 4.0  # uvicorn closes after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE, VLLM#18472)
-    closed_routes = tuple(
-        msgspec.structs.replace(
-            route,
-            but=(
-                *route.but,
-                "GET /load",
-                "GET /metrics",
-                "POST /pooling",
-                "POST /classify",
-                "POST /v1/chat/completions/batch",
-                "POST /v1/rerank",
-                "POST /v2/rerank",
-                "POST /v2/embed",
-            ),
-        )
-        for route in ALL_BUT_THE_API
-    )
+    closed_routes = CLOSED
     stream_type = _Stream
     answer_type = _Whole
     chat_table = Table(
