@@ -45,6 +45,8 @@ Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 MAX_CHOICES: Final = 128  # the API's own bound of `n`
+BREAK_WHEN_CUT: Final = frozenset({"0.2.7", "0.5.2"})
+DRAIN_SECONDS: Final = 60.0  # most answers end within it; a longer one that nobody waits for is not worth its place
 _OWNER: Final = "vllm"
 _WITHOUT_ANSWER: Final = {
     "abort": "vLLM aborted the answer before its end",
@@ -260,6 +262,14 @@ class VLLM(PassThrough):
         if system != "win32":
             folders += ["/usr/local/bin", "/usr/bin"]
         return executables("vllm", system, environment, folders)
+
+    def drain_seconds(self, version: str | None) -> float:
+        """For versions whose server ends for everybody when one request is aborted.
+
+        0.2.7: VLLM#2475, mended by VLLM#2463. 0.5.2: VLLM#6586, with pipeline parallelism, which is not to be seen from
+        outside.
+        """
+        return DRAIN_SECONDS if version in BREAK_WHEN_CUT else 0.0
 
     def identify(self) -> Identifying:
         """`/version` needs no key; who owns the models tells vLLM from other servers that have one, `/health` lives."""
