@@ -39,7 +39,7 @@ from tests.upstream.conftest import Run
 
 HOME = "/home/nobody"
 # The kinds that are looked for by themselves; `openai` is a fallback that any of them may satisfy.
-KINDS = [kind for kind in DIALECTS if DIALECTS[kind].addresses({}, {}) and kind in demo.DIALECTS]
+KINDS = [kind for kind in DIALECTS if DIALECTS[kind].addresses({}, {})]
 PATIENT = {"probe_timeout": 10.0, "total_timeout": 20.0}  # a busy machine is not a silent engine
 
 
@@ -65,10 +65,10 @@ class Moved:
 
 @asynccontextmanager
 async def engine(
-    kind: str, version: str | None = None, api_key: str | None = None, port: int = 0
+    kind: str, *, models: tuple[str, ...] = (), api_key: str | None = None, port: int = 0
 ) -> AsyncIterator[tuple[str, Server]]:
     """A demo engine of that kind in this very loop, and its URL."""
-    server = Server(demo.create(kind, (), version, api_key))
+    server = Server(demo.create(kind, models, None, api_key))
     listener = await server.listen("127.0.0.1", port)
     try:
         yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}", server
@@ -285,19 +285,25 @@ def test_with_every_decoy_at_once_every_engine_is_found_in_time(run: Run) -> Non
 
 # --- every state ------------------------------------------------------------------------------------------------------
 
-# What each kind says while it loads or has too much to do, before it is asked anything else.
+LOADING_MODEL = b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}'
+# What each kind says while it loads or has too much to do. LM Studio says nothing of the kind: it lets wait.
 LOADING = {
-    "llamacpp": answer(
-        503, b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}', b"server: llama.cpp"
+    "llamacpp": serve({}, answer(503, LOADING_MODEL, b"server: llama.cpp")),
+    "ollama": serve({}, answer(503, b'{"error":"server busy, please try again.  maximum pending requests exceeded"}')),
+    "vllm": serve(
+        {
+            "/version": answer(200, b'{"version":"0.32.0"}', b"server: uvicorn"),
+            "/v1/models": answer(200, b'{"object":"list","data":[{"id":"m","owned_by":"vllm"}]}', b"server: uvicorn"),
+            "/health": answer(503, b"", b"server: uvicorn"),
+        }
     ),
-    "ollama": answer(503, b'{"error":"server busy, please try again.  maximum pending requests exceeded"}'),
 }
 
 
 @pytest.mark.parametrize("kind", LOADING)
 def test_one_that_loads_or_is_busy_is_degraded_and_comes_back(run: Run, kind: str) -> None:
     async def main() -> None:
-        async with ScriptedEngine([serve({}, LOADING[kind])]) as busy:
+        async with ScriptedEngine([LOADING[kind]]) as busy:
             for found in await three_times([busy.url]):
                 assert rows(found) == [(kind, busy.url, DEGRADED)]
             port = busy.port
@@ -308,6 +314,16 @@ def test_one_that_loads_or_is_busy_is_degraded_and_comes_back(run: Run, kind: st
                 before = await look([url], before)
                 statuses += rows(before)
             assert statuses == [(kind, url, DEGRADED)] * 2 + [(kind, url, HEALTHY)]
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_whose_model_is_cold(run: Run, kind: str) -> None:
+    async def main() -> None:
+        async with engine(kind, models=("demo-cold",)) as (url, _):
+            for found in await three_times([url]):
+                assert rows(found) == [(kind, url, HEALTHY)]
 
     run(main())
 
