@@ -209,7 +209,7 @@ class Dialect(Protocol):
     kind: str
     label: str
     idle_seconds: float
-    chat_table: Table
+    chat_table: Table | None
     completion_table: Table | None
     embedding_table: Table | None
     closed_routes: tuple[ClosedRoute, ...]
@@ -256,6 +256,7 @@ class DialectDefaults:
     """What most engines have in common, so that a dialect says only what is its own."""
 
     idle_seconds: float = 4.0  # uvicorn, under many servers, closes after 5 s
+    chat_table: Table | None = None
     completion_table: Table | None = None
     embedding_table: Table | None = None
     closed_routes: tuple[ClosedRoute, ...] = ALL_BUT_THE_API

@@ -1,12 +1,14 @@
 """docs/parameters.md, written from the capability tables: `python -m tests.engines.parameter_page` writes it anew.
 
-Registry-driven: a new dialect is a new column. Does not check that a table tells the truth (see test_parameters).
+Registry-driven: a new dialect is a new column, once the demo engine plays its engine. Does not check that a table tells
+the truth (see test_parameters).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from flm.demo.registry import DIALECTS as SIMULATORS
 from flm.engines.base import Dialect, Endpoint
 from flm.engines.capabilities import Act, Case, Rule, Table
 from flm.engines.registry import DIALECTS
@@ -39,8 +41,13 @@ TITLES = {Endpoint.CHAT: "Chat", Endpoint.COMPLETIONS: "Text completions", Endpo
 
 
 def page() -> str:
-    sections = [f"\n## {title}\n\n{table(tables(endpoint))}" for endpoint, title in TITLES.items()]
+    sections = [f"\n## {title}\n\n{table(shown(endpoint))}" for endpoint, title in TITLES.items()]
     return INTRODUCTION + "".join(sections)
+
+
+def shown(endpoint: Endpoint) -> dict[str, Table]:
+    """The tables that are columns of the page."""
+    return {kind: each for kind, each in tables(endpoint).items() if kind in SIMULATORS}
 
 
 def tables(endpoint: Endpoint) -> dict[str, Table]:
