@@ -237,8 +237,9 @@ def _busy(health: Answer, marked: bool) -> Identity:
 def _embeds(answer: Answer) -> bool | None:
     """Whether a server is there for embeddings, by its answer to a request for none; None if that does not say.
 
-    Nothing it tells of itself does (b10573): `capabilities` in its model list is always `completion`. But without
-    `--embeddings` every such request is 501, and with it one without an input is 400. Pooling `none` has no route here.
+    Nothing it tells of itself does: `capabilities` in its model list is always `completion`. But without `--embeddings`
+    every such request is 501, and with it one without an input is 400. Pooling `none` has no route here. All seen on
+    the tree in llama-cpp-python 0.3.36.
     """
     error = body_of(answer, _error)
     if answer.status == 400 and error is not None:

@@ -37,7 +37,8 @@ class PassedTextStream(PassedStream):
         self._usage: dict[str, Raw] | None = None
 
     def _pass_chunk(self, event: Event, out: bytearray) -> None:
-        if event.data != b"null":  # what one engine opens a stream of several prompts with (llama.cpp, seen on b10573)
+        # A stream of several prompts is opened with it by llama.cpp (seen on the tree in llama-cpp-python 0.3.36).
+        if event.data != b"null":
             super()._pass_chunk(event, out)
 
     def _mended(self, data: bytes, top: Top, *, unasked: bool) -> dict[str, Raw] | None:

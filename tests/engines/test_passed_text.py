@@ -39,7 +39,7 @@ def read(body: bytes, **fields: Any) -> list[dict[str, Any]]:
     return [json.loads(each) for each in payloads(found.data) if each != b"[DONE]"]
 
 
-# As llama-server writes them (b10573): in the shape of chat's.
+# As llama-server writes them (the tree in llama-cpp-python 0.3.36): in the shape of chat's.
 TOKENS = [
     {"id": 3, "token": "Hi", "bytes": [72, 105], "logprob": -0.5, "top_logprobs": [
         {"id": 3, "token": "Hi", "bytes": [72, 105], "logprob": -0.5},
