@@ -5,3 +5,4 @@
 docs:: $(STAMP) ## write anew the pages that come from the code
 	@$(BIN)/python -m tests.engines.parameter_page
 	@$(BIN)/python -m tests.behaviour.page
+	@$(BIN)/python -m tests.engines.closed_routes
