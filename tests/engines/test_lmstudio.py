@@ -372,8 +372,13 @@ def test_errors_get_their_status_before_any_byte(
     assert words in found.error[2]
 
 
-def test_a_stream_that_fails_later_ends_in_one_error_and_nothing_after_it() -> None:
-    found = answered("chat_failed_stream")
+@pytest.mark.parametrize(
+    "after", [b"", b"data: [DONE]\n\n", b'data: {"error":{"message":"again"}}\n\n', b"data: {}\n\n"]
+)
+def test_a_stream_that_fails_later_ends_in_one_error_and_nothing_after_it(after: bytes) -> None:
+    """Whether `[DONE]` follows is not documented."""
+    told = exchange(FOLDER, "chat_failed_stream")
+    found = spoken(200, told.headers, told.body + after, stream=True)
     assert found.error is not None
     assert (found.error[0], found.error[2][:21]) == (502, "The model has crashed")
     assert b"event:" not in found.data
