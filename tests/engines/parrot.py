@@ -13,6 +13,7 @@ import msgspec
 
 from flm.engines.base import (
     Call,
+    Change,
     DialectDefaults,
     Endpoint,
     Identifying,
@@ -22,12 +23,16 @@ from flm.engines.base import (
     Translation,
     UpstreamRequest,
 )
+from flm.engines.capabilities import Act, Rule, Table
+from flm.engines.chat_cases import CHAT_CASES
+from flm.engines.completion_cases import COMPLETION_CASES
+from flm.engines.embedding_cases import EMBEDDING_CASES
 from flm.engines.probing import RECOGNISED, dismissed, foreign, listed, shaped
 from flm.engines.refusals import unreadable
 from flm.engines.translation import AnswerTranslation, WholeAnswer
-from flm.errors import UpstreamProtocolError, engine_refusal
+from flm.errors import ErrorKind, UpstreamProtocolError, engine_refusal
 from flm.snapshot import Model
-from flm.wire.chat import MALFORMED, ChatParameters, content_parts, parameters
+from flm.wire.chat import MALFORMED, ChatParameters, content_parts, modalities, parameters
 from flm.wire.chunks import DONE, ChatMessage, ChunkWriter, completion, usage
 from flm.wire.completions import CompletionParameters, CompletionWriter
 from flm.wire.completions import completion as text_completion
@@ -36,6 +41,21 @@ from flm.wire.framing import LineReader, readable
 
 Raw = msgspec.Raw
 encode = msgspec.json.Encoder().encode
+
+
+SAME = (Rule(Act.REWORD, "happens anyway"),)
+DEAF = (Rule(Act.REFUSE, "parrots hear words only", kind=ErrorKind.UNSUPPORTED_MODALITIES),)
+CHAT = {
+    **dict.fromkeys(("image parts", "audio parts", "video parts", "file parts"), DEAF),
+    **dict.fromkeys(("stream_options", "tools: []", "response_format text"), SAME),
+}
+NOT_IDS = (Rule(Act.REFUSE, "parrots read no token ids"),)
+TEXT = {"prompt": SAME, "prompt of several texts": SAME, "prompt of token ids": NOT_IDS, "stream_options": SAME}
+VECTORS = {
+    "input": SAME,
+    "input of token ids": NOT_IDS,
+    **dict.fromkeys(('encoding_format "base64"', "encoding_format"), SAME),
+}
 
 
 class About(msgspec.Struct):
@@ -87,8 +107,8 @@ class Spoken(AnswerTranslation):
 
     streaming = True
 
-    def __init__(self, request: UpstreamRequest, call: Call) -> None:
-        super().__init__(request, ())
+    def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call) -> None:
+        super().__init__(request, changes)
         self._call = call
         self._usage = call.peek.include_usage
         model = call.peek.model
@@ -127,8 +147,8 @@ class Spoken(AnswerTranslation):
 class Said(WholeAnswer):
     """A whole answer: the same lines."""
 
-    def __init__(self, request: UpstreamRequest, call: Call) -> None:
-        super().__init__(request, ())
+    def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call) -> None:
+        super().__init__(request, changes)
         self._call = call
 
     def _whole(self, body: bytes) -> bytes:
@@ -147,8 +167,8 @@ class Said(WholeAnswer):
 class Measured(WholeAnswer):
     """Vectors."""
 
-    def __init__(self, request: UpstreamRequest, call: Call, *, base64: bool) -> None:
-        super().__init__(request, ())
+    def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call, *, base64: bool) -> None:
+        super().__init__(request, changes)
         self._model = call.peek.model
         self._base64 = base64
 
@@ -166,6 +186,9 @@ class Measured(WholeAnswer):
 class Parrot(DialectDefaults):
     kind = "parrot"
     label = "Parrot"
+    chat_table = Table(CHAT_CASES, CHAT, otherwise=Act.DROP)
+    completion_table = Table(COMPLETION_CASES, TEXT, otherwise=Act.DROP)
+    embedding_table = Table(EMBEDDING_CASES, VECTORS, otherwise=Act.DROP)
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         perch = environment.get("PARROT_PERCH")
@@ -184,19 +207,21 @@ class Parrot(DialectDefaults):
         fields = call.peek.fields
         if call.endpoint is Endpoint.EMBEDDINGS:
             wanted = parameters(fields, EmbeddingParameters)
+            decided = self.embedding_table.decide(call)
             texts = [wanted.input] if isinstance(wanted.input, str) else list(wanted.input)
-            body = {"bird": call.model, "texts": texts}
-            request = UpstreamRequest("/parrot/measure", encode(body))
-            return Measured(request, call, base64=wanted.encoding_format == "base64")
+            request = UpstreamRequest("/parrot/measure", encode({"bird": call.model, "texts": texts}))
+            return Measured(request, tuple(decided.changes), call, base64=wanted.encoding_format == "base64")
         if call.endpoint is Endpoint.CHAT:
             messages = parameters(fields, ChatParameters).messages
+            decided = self.chat_table.decide(call, modalities(messages))
             parts = [part for message in messages for part in content_parts(message.content, "messages")]
             heard = [part.text or "" for part in parts]
         else:
             prompt = parameters(fields, CompletionParameters).prompt
+            decided = self.completion_table.decide(call)
             heard = [prompt] if isinstance(prompt, str) else list(map(str, prompt))
         request = UpstreamRequest("/parrot/speak", encode({"bird": call.model, "heard": heard}))
-        return Spoken(request, call) if call.peek.stream else Said(request, call)
+        return (Spoken if call.peek.stream else Said)(request, tuple(decided.changes), call)
 
 
 DIALECT = Parrot()

@@ -23,6 +23,10 @@ from tests.support.engine import Peer, ScriptedEngine, Step, answer, chunked
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW_FILE = Path(__file__).with_name("parrot.py")
+SUITES = [
+    f"tests/engines/{name}.py"
+    for name in ("test_contract", "test_contract_parameters", "test_law", "test_parameters", "test_registry")
+]
 MODEL = "flm://parrot/polly:v1/grey"
 
 
@@ -92,6 +96,8 @@ def chats(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(**asked)
     assert whole.choices[0].message.content == "pieces of eight "
     assert (whole.model, whole.choices[0].finish_reason) == (MODEL, "stop")
+    raw = client.chat.completions.with_raw_response.create(**asked, seed=7)
+    assert raw.headers["x-flm-warnings"] == "seed;action=dropped"
     assert whole.usage is not None
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (1, 3)
     with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream:
@@ -159,8 +165,8 @@ def environment(clone: Path) -> dict[str, str]:
 
 def test_the_shared_suites_take_it_in(clone: Path, environment: dict[str, str]) -> None:
     """They find it by themselves, and it passes; one that takes any end for a good one does not (negative control)."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "parrot", "--rootdir", str(clone)]
-    command += ["-c", str(clone / "pyproject.toml"), "tests/engines/test_contract.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(clone)]
+    command += ["-c", str(clone / "pyproject.toml"), "-k", "parrot or page or kinds", *SUITES]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(done.stdout.split(" passed")[0].rsplit(None, 1)[-1]) > 40

@@ -23,7 +23,7 @@ from flm.engines.completion_cases import COMPLETION_CASES
 from flm.engines.embedding_cases import EMBEDDING_CASES
 from flm.engines.registry import DIALECTS
 from flm.snapshot import Model
-from tests.engines.parameter_page import PAGE, TITLES, cell, page, shown, table_of, tables, variants
+from tests.engines.parameter_page import PAGE, TITLES, cell, page, shown, table_of, variants
 from tests.proxy.harness import Client, World, engine, run
 from tests.support.engine import ScriptedEngine, answer, serve
 
@@ -55,7 +55,7 @@ def request(case: Case, endpoint: Endpoint = Endpoint.CHAT) -> dict[str, Any]:
 
 
 def cells(endpoint: Endpoint) -> Iterator[Any]:
-    for kind, table in tables(endpoint).items():
+    for kind, table in shown(endpoint).items():  # of another kind nobody here knows what its engine answers
         for case in table.cases:
             for rule, capabilities, version in variants(DIALECTS[kind], case, table.rules(case)):
                 label = f"{kind}-{case.label}-{rule.act.value}" + ("" if not capabilities else "-unable")
@@ -105,8 +105,8 @@ def check(
     (raw,) = sent
     body = json.loads(raw.partition(b"\r\n\r\n")[2])
     check_body(dialect, case, rule, body, endpoint)
-    if not request(case, endpoint).get("stream") and dialect.kind in shown(endpoint):
-        assert client.status == 200, client.body  # the scripted answer is whole, and in every format of these
+    if not request(case, endpoint).get("stream"):  # the scripted answer is whole
+        assert client.status == 200, client.body
     told = [each for each in warnings(client) if each.startswith(f"{case.parameter};")]
     logged = [each for each in line.get("warnings") or [] if each.split()[0] == case.parameter]
     if rule.act not in WARNED:
