@@ -28,6 +28,7 @@ BUFFER_LOW: Final = 16_384  # below it reading goes on
 WRITE_SLICE: Final = 262_144  # of a request body, written before looking whether the engine takes it
 
 _NEVER: Final = float("inf")
+_TLS_ALERT: Final = b"\x15\x03"  # content type and major version of the record that refuses plain HTTP
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -346,11 +347,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def _feed(self, data: bytes | memoryview) -> None:
         reader = self._reader
+        first = not reader.started
         try:
             reader.feed(data)
         except UpstreamProtocolError as error:
             self._keep(reader.take())
-            self._fail(UpstreamProtocolError(f"the engine at {self._name}: {error.message}"))
+            if first and bytes(data[:2]) == _TLS_ALERT:
+                speaks_tls = f"what listens at {self._name} speaks TLS; its URL begins with https://"
+                self._fail(RequestError(ErrorKind.ENGINE_ERROR, speaks_tls))
+            else:
+                self._fail(UpstreamProtocolError(f"the engine at {self._name}: {error.message}"))
             return
         self._keep(reader.take())
         if reader.head_complete:

@@ -5,7 +5,8 @@ before is an argument, so that ids and states carry over.
 
 Strategy: every address of every kind is probed at the same time on a connection of its own; whatever listens there
 (a web server that says 200 to everything, a silent one, an endless answer, a redirect) costs at most its timeout and
-PROBE_BODY_BYTES. Then, in the order of the dialects, an address goes to the first kind that recognises it.
+PROBE_BODY_BYTES. Then, in the order of the dialects, an address goes to the first kind that recognises it. An engine
+that is known already is asked by its own kind alone, since some log each question that is not meant for them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from flm.snapshot import Model
 from flm.upstream.health import INSTALLED, Observation, State, Thresholds, advance
 from flm.upstream.pool import Pool, Timeouts
 from flm.upstream.survey import executable, survey
+from flm.upstream.tls import speaks_tls
 from flm.wire.http1 import parse_address
 
+TLS_CHECK_SECONDS: Final = 1.0  # one handshake, with a server that has just answered
 LISTING_TIMEOUT_SECONDS: Final = 10.0  # a whole model list; some kinds are asked once for each model
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _RECOGNISED: Final = frozenset({Verdict.RECOGNISED, Verdict.BUSY})
@@ -73,6 +76,7 @@ class _Prober:
         self._clock = clock
         self.slowest_ms: float | None = None
         self.listening = True
+        self.dislikes_http = False  # it closed, or said 400, as servers do that expect TLS
         self.trouble: str | None = None
 
     async def run(self, plan: Generator[Probe, Answer, Result]) -> Result:
@@ -96,9 +100,11 @@ class _Prober:
         except RequestError as error:
             self.trouble = error.message
             self.listening = error.kind is not ErrorKind.ENGINE_UNAVAILABLE
+            self.dislikes_http = error.kind is ErrorKind.ENGINE_ERROR
             return Answer(0)
         took_ms = (self._clock() - began) * 1000
         self.slowest_ms = max(self.slowest_ms or 0.0, took_ms)
+        self.dislikes_http = answer.status == 400
         return answer
 
     async def _exchange(self, request: UpstreamRequest) -> Answer:
@@ -138,7 +144,15 @@ async def identify(
     detail = identity.detail
     if identity.verdict is Verdict.SILENT:
         detail = prober.trouble or detail
+    if identity.verdict not in _RECOGNISED and prober.dislikes_http and await _is_behind_tls(url):
+        detail = f"what listens at {url} speaks TLS; its URL begins with https://"
     return Observation(identity.verdict, identity.version, detail, prober.slowest_ms, prober.listening, installed)
+
+
+async def _is_behind_tls(url: str) -> bool:
+    """Whether plain HTTP was tried where TLS is spoken, which few servers say in so many words."""
+    address = parse_address(url)
+    return address.scheme == "http" and await speaks_tls(address.host, address.port, TLS_CHECK_SECONDS)
 
 
 async def list_models(
@@ -211,25 +225,22 @@ async def detect_engines(
         for url in (dialect.addresses(environment, here.files[dialect.kind]) if discover else ())
     ]
     candidates = _candidates(dialects, usual, registered, here.installed)
-    checks = [
-        identify(
+
+    async def check(candidate: _Candidate) -> Observation:
+        known = candidate.registered
+        return await identify(
             candidate.url,
             candidate.dialect,
-            credential=candidate.registered.credential if candidate.registered else None,
-            ca=candidate.registered.ca if candidate.registered else None,
+            credential=known.credential if known else None,
+            ca=known.ca if known else None,
             installed=candidate.installed,
             probe_timeout=probe_timeout,
             clock=clock,
         )
-        for candidate in candidates
-    ]
-    results = await _all(checks, total_timeout)
-    late = f"did not answer all questions within {total_timeout:g} s"
-    seen = [
-        (candidate, result or Observation(Verdict.SILENT, detail=late, installed=candidate.installed))
-        for candidate, result in zip(candidates, results, strict=True)
-    ]
-    return _judge(seen, list(previous), thresholds, now())
+
+    previous = list(previous)
+    kinds = {_place(each.url): each.kind for each in previous if each.source == "detected" and each.state.serving}
+    return _judge(await _look(candidates, kinds, check, total_timeout), previous, thresholds, now())
 
 
 def _candidates(
@@ -263,18 +274,57 @@ def _place(url: str) -> str:
     return f"{host}:{address.port}{address.base_path}"
 
 
-async def _all(checks: Sequence[Coroutine[Any, Any, Observation]], seconds: float) -> list[Observation | None]:
-    """The results in order, None for a check that is not done in time. Nothing goes on afterwards."""
-    tasks = [asyncio.create_task(check) for check in checks]
-    if not tasks:
-        return []
+async def _look(
+    candidates: Sequence[_Candidate],
+    kinds: Mapping[str, str],
+    check: Callable[[_Candidate], Coroutine[Any, Any, Observation]],
+    seconds: float,
+) -> list[tuple[_Candidate, Observation]]:
+    """Check all at once, for so long; what is not done then is silent. Nothing goes on afterwards.
+
+    `kinds`: place to the kind that was there before. Where it still is, no other kind asks its questions.
+    """
+    groups: dict[str, list[_Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.place, []).append(candidate)
+    found: dict[_Candidate, Observation] = {}
+
+    async def note(candidate: _Candidate) -> Observation:
+        found[candidate] = await check(candidate)
+        return found[candidate]
+
+    async def settle(place: str, group: list[_Candidate]) -> None:
+        for candidate in group:
+            if candidate.dialect.kind == kinds.get(place) and candidate.registered is None:
+                if (await note(candidate)).verdict in _RECOGNISED:
+                    group[:] = [candidate]
+                    return
+                break
+        await asyncio.gather(*(note(candidate) for candidate in group if candidate not in found))
+
+    await _bounded([settle(place, group) for place, group in groups.items()], seconds)
+    late = f"did not answer all questions within {seconds:g} s"
+    asked = {candidate for group in groups.values() for candidate in group}
+    return [
+        (candidate, found.get(candidate) or Observation(Verdict.SILENT, detail=late, installed=candidate.installed))
+        for candidate in candidates
+        if candidate in asked
+    ]
+
+
+async def _bounded(work: Sequence[Coroutine[Any, Any, None]], seconds: float) -> None:
+    """Do all of it at once for at most so long; what is not done then is cancelled, and has ended on return."""
+    tasks = [asyncio.create_task(each) for each in work]
     try:
-        await asyncio.wait(tasks, timeout=seconds)
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return [None if task.cancelled() else task.result() for task in tasks]
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
 
 
 def _judge(

@@ -109,8 +109,19 @@ async def speaks_tls(host: str, port: int, seconds: float) -> bool:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
-            transport, _ = await loop.create_connection(asyncio.Protocol, host, port, ssl=context)
-    except (OSError, ssl.CertificateError):
+            transport, protocol = await loop.create_connection(lambda: _Hearing(loop), host, port, ssl=context)
+    except OSError:
         return False
     transport.abort()
+    await protocol.lost
     return True
+
+
+class _Hearing(asyncio.Protocol):
+    """Waits for the end only. `lost` is done when the connection is gone."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.lost = loop.create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(None)

@@ -336,7 +336,6 @@ def test_an_early_end_is_502(run: Run, end: object, sent: bytes) -> None:
 
 
 GARBAGE = {
-    "tls": b"\x15\x03\x01\x00\x02\x02\x16",
     "banner": b"220 mail ESMTP\r\n",
     "status line": b"HTTP/1.1 200 " + b"a" * 1_048_576,
     "headers": b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 100_000,

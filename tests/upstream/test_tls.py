@@ -4,10 +4,13 @@ are not who they say. Real handshakes on loopback."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from flm.upstream.detect import identify
 from flm.upstream.pool import Pool, Timeouts
 from flm.upstream.tls import authorities
 from tests.support.certificates import Authority
-from tests.support.engine import ScriptedEngine, answer, fin, rst, say, stall
+from tests.support.engine import ScriptedEngine, answer, fin, receive, rst, say, serve, stall
 from tests.upstream.conftest import Run
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
@@ -84,6 +87,33 @@ async def tls_engine(
         accepting = asyncio.all_tasks() - {asyncio.current_task()}
         if accepting:  # the standard loop's own: a handshake that failed is still being cleaned up
             await asyncio.wait(accepting)
+
+
+@contextmanager
+def handshakes_only(certificate: Path) -> Iterator[int]:
+    """A TLS server in a thread, as servers are: it closes what is no TLS, without a word."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            sock, _ = listener.accept()
+            with sock, contextlib.suppress(OSError), context.wrap_socket(sock, server_side=True) as secure:
+                if secure.recv(1) == b"!":
+                    return
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        leaving = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        leaving.check_hostname, leaving.verify_mode = False, ssl.CERT_NONE
+        with socket.create_connection(listener.getsockname()) as sock, leaving.wrap_socket(sock) as secure:
+            secure.send(b"!")
+            thread.join()
+        listener.close()
 
 
 def open_pool(url: str, connect: float = 5.0, ca: bytes | None = None) -> Pool:
@@ -281,3 +311,62 @@ def test_a_handshake_that_never_ends_is_late(run: Run) -> None:
             await engine.peers[0].closed.wait()
 
     run(main())
+
+
+def test_http_where_an_alert_says_that_there_is_only_https(run: Run) -> None:
+    async def main() -> None:
+        async with ScriptedEngine([receive(), say(b"\x15\x03\x01\x00\x02\x02\x46"), stall()]) as engine:
+            error = await failure(open_pool(engine.url))
+            assert (error.kind, error.status) == (ErrorKind.ENGINE_ERROR, 502)
+            assert "speaks TLS; its URL begins with https://" in error.message
+            assert "speaks TLS; its URL begins with https://" in await in_detection(engine.url)
+
+    run(main())
+
+
+def test_http_where_there_is_only_https(run: Run, certificate: Path) -> None:
+    async def main(url: str) -> None:
+        assert (await failure(open_pool(url))).kind is ErrorKind.ENGINE_ERROR
+        assert "speaks TLS; its URL begins with https://" in await in_detection(url)
+
+    with handshakes_only(certificate) as port:
+        run(main(f"http://127.0.0.1:{port}"))
+
+
+def test_a_server_that_says_400_to_everybody_is_not_said_to_speak_tls(run: Run) -> None:
+    async def main() -> None:
+        async with ScriptedEngine([serve({}, answer(400, b"no"))]) as engine:
+            assert "TLS" not in await in_detection(engine.url)
+
+    run(main())
+
+
+# --- what may be trusted ------------------------------------------------------------------------------------
+
+
+def test_only_certificates_are_kept_of_a_file(authority: Authority, another: Authority, certificate: Path) -> None:
+    kept = authorities(b"# a comment\n" + certificate.read_bytes() + another.pem + another.pem)
+    assert kept.count("BEGIN CERTIFICATE") == 2
+    assert "PRIVATE KEY" not in kept
+    assert "comment" not in kept
+    assert authorities(kept.encode().replace(b"\n", b"\r\n")) == kept
+
+
+def test_files_that_hold_no_authorities(authority: Authority, certificate: Path) -> None:
+    der = ssl.PEM_cert_to_DER_cert(authority.pem.decode())
+    begin, body, end = b"-----BEGIN CERTIFICATE-----\n", b"AAAA\n", b"-----END CERTIFICATE-----\n"
+    key = certificate.read_bytes().partition(b"-----BEGIN PRIVATE KEY")
+    for data, words in [
+        (b"", "holds no certificate in PEM form"),
+        (der, "openssl x509 -inform der"),
+        (b"".join(key[1:]), "holds no certificate"),
+        (begin + end, "number 1 of 1"),
+        (begin + body, "holds no certificate"),
+        (begin + body + end, "number 1 of 1"),
+        (authority.pem + begin + body + end, "number 2 of 2"),
+        (authority.pem + begin + b"\xff\xfe\n" + end, "number 2 of 2"),
+        (authority.pem[:-60] + end, "number 1 of 1"),
+        (authority.pem * 1000, "larger than"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            authorities(data)
