@@ -28,6 +28,8 @@ from flm.wire.openai import peek
 
 SETTLE_SECONDS: Final = 1.0  # for the last bytes of an answer that is complete, so that its connection can be kept
 
+_ID_PREFIXES: Final = {Endpoint.CHAT: "chatcmpl", Endpoint.COMPLETIONS: "cmpl", Endpoint.EMBEDDINGS: "embd"}
+
 
 async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, responder: Responder) -> None:
     """Answer one request to a translated route. Raises RequestError, and whatever broke the request off."""
@@ -44,7 +46,7 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
         endpoint,
         peeked,
         route.model.name,
-        response_id=f"chatcmpl-{exchange.request_id}",
+        response_id=f"{_ID_PREFIXES[endpoint]}-{exchange.request_id}",
         created=int(time.time()),
         engine_version=route.engine.version,
         capabilities=route.model.capabilities,
@@ -58,7 +60,7 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
             await _whole(target, translation, responder, headers)
     except RequestError as error:
         if isinstance(error, EngineTimeoutError):
-            error.message += patience.advice(error.limit, route)
+            error.message += patience.advice(error.limit, route.engine, route.model.name)
         error.message = _without(route.engine.credential, error.message)
         raise
 

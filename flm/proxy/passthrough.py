@@ -20,10 +20,11 @@ from typing import Final
 import msgspec
 
 from flm.engines.base import UpstreamRequest
-from flm.errors import Header, engine_refusal
+from flm.errors import EngineTimeoutError, Header, engine_refusal
 from flm.policy import paths
 from flm.policy.closing import check_open
 from flm.policy.crossing import Place, Veil, answer_headers, request_headers
+from flm.proxy import patience
 from flm.proxy.body import BodyReader, check_size
 from flm.proxy.exchange import ClientGoneError, Exchange
 from flm.proxy.head import Head, check_identity_coding
@@ -51,13 +52,14 @@ class Passing(msgspec.Struct, frozen=True):
 async def pass_through(exchange: Exchange, view: View, head: Head, responder: Responder) -> None:
     """Answer one request. Raises RequestError, and whatever broke the request off."""
     passing = _admitted(exchange, view, head)
-    if head.has_body:
-        await _with_body(exchange, view, head, passing, responder)
-        return
-    exchange.watch_client()
-    request = UpstreamRequest(passing.path, b"", passing.method, passing.headers)
-    with await passing.target.pool.send(request) as response:
-        await _answer(passing.target, response, responder)
+    try:
+        if head.has_body:
+            await _with_body(exchange, view, head, passing, responder)
+        else:
+            await _without_body(exchange, passing, responder)
+    except EngineTimeoutError as error:
+        error.message += patience.advice(error.limit, passing.target.engine)
+        raise
 
 
 def _admitted(exchange: Exchange, view: View, head: Head) -> Passing:
@@ -71,6 +73,13 @@ def _admitted(exchange: Exchange, view: View, head: Head) -> Passing:
     check_identity_coding(head.fields)
     check_size(head, view.settings)
     return Passing(target, head.method, path + query, request_headers(exchange.scope["headers"]))
+
+
+async def _without_body(exchange: Exchange, passing: Passing, responder: Responder) -> None:
+    exchange.watch_client()
+    request = UpstreamRequest(passing.path, b"", passing.method, passing.headers)
+    with await passing.target.pool.send(request) as response:
+        await _answer(passing.target, response, responder)
 
 
 # --- the request's body ----------------------------------------------------------------------------------------------

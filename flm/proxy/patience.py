@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from flm.policy.routing import Route
 from flm.snapshot import Engine
 
 _REASONS: Final[Mapping[str, str]] = {
@@ -20,11 +19,11 @@ _REASONS: Final[Mapping[str, str]] = {
 }
 
 
-def advice(limit: str, route: Route[Engine]) -> str:
+def advice(limit: str, engine: Engine, model: str | None = None) -> str:
     """The rest of the sentence behind what happened; `limit` as in EngineTimeoutError."""
-    engine = route.engine
     own = getattr(engine, f"{limit}_timeout") is not None
     setting = f"engine.{limit}_timeout_seconds"
     if own:
         setting = f"this engine's own --{limit.replace('_', '-')}-timeout (`flm engines add`), in place of {setting}"
-    return f" (engine {engine.id!r}, model {route.model.name!r}); {_REASONS[limit]}. What sets this limit: {setting}"
+    asked = f"engine {engine.id!r}" if model is None else f"engine {engine.id!r}, model {model!r}"
+    return f" ({asked}); {_REASONS[limit]}. What sets this limit: {setting}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flm.errors import ErrorKind, RequestError
 from tests.proxy.harness import Client, World, engine, run
 from tests.support.engine import ScriptedEngine, answer, chunked, receive, rst, say, seen, serve, stall
 
@@ -312,6 +313,45 @@ def test_an_engine_that_fails_in_its_answer_ends_it_without_an_end(framing: byte
             assert (client.status, client.body, client.complete) == (200, b"abc", False)
             line = world.lines[-1]
             assert (line["status"], line["error_type"], line["level"]) == (200, "engine_error", "error")
+            await world.app.aclose()
+
+    run(test())
+
+
+def test_an_engine_that_is_late_is_504_and_says_what_raises_the_limit() -> None:
+    async def test() -> None:
+        async with ScriptedEngine([stall()]) as scripted:
+            world = World(engine(scripted.url), **ALL, engine_first_byte_timeout_seconds=0.1)
+            for body in (None, b"body"):
+                client = await world.ask("POST", "/engine/e/x", body)
+                assert (client.status, client.code) == (504, "engine_timeout")
+                assert "(engine 'e'); " in client.error["message"]
+                assert "engine.first_byte_timeout_seconds" in client.error["message"]
+            await world.app.aclose()
+
+    run(test())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_worker_that_stops_ends_an_exchange_without_a_word_among_the_engines(begun: bool) -> None:
+    async def test() -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc" if begun else b""
+        async with ScriptedEngine([seen(b"half"), say(head), stall()]) as scripted:
+            world = World(engine(scripted.url), **ALL)
+            client = world.client("POST", "/engine/e/x", headers={"content-length": "100"}, hold=True)
+            task = client.start()
+            client.feed(b"half", more=True)
+            await (await scripted.peer(0)).stalled.wait()
+            if begun:
+                await client.until(lambda c: c.messages != [] and c.body == b"abc")
+            world.app.abort_streams(RequestError(ErrorKind.ENGINE_UNAVAILABLE, "FLM is stopping"))
+            await task
+            if begun:
+                assert (client.status, client.body, client.complete) == (200, b"abc", False)
+            else:
+                assert (client.status, client.code, client.complete) == (503, "engine_unavailable", True)
+            await scripted.peers[0].closed.wait()
+            assert not [task for task in asyncio.all_tasks() if "_Sender" in repr(task)]
             await world.app.aclose()
 
     run(test())

@@ -514,6 +514,27 @@ def test_a_client_that_leaves_ends_the_engines_work(when: str, reset: bool) -> N
     run(test())
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_client_without_a_body_that_leaves_ends_the_engines_work(begun: bool) -> None:
+    """[99, 100]"""
+
+    async def test() -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc" if begun else b""
+        asked = asyncio.Event()
+        script = [receive(), say(head), mark(asked), stall()]
+        async with ScriptedEngine(script) as scripted, serving(engine(scripted.url), **ALL) as server:
+            wire = await server.say(request(server, method=b"GET"))
+            await asked.wait()
+            if begun:
+                await wire.reader.readuntil(b"abc")
+            await leaves(wire, await scripted.peer(0), reset=False)
+            while not server.world.lines:
+                await asyncio.sleep(0)
+            assert server.world.lines[-1]["error_type"] == "client_disconnected"
+
+    run(test())
+
+
 def test_an_engine_that_takes_no_more_of_a_body_is_late() -> None:
     async def test() -> None:
         async with (
