@@ -35,7 +35,7 @@ MODELS: dict[str, dict[str, str]] = {
 }
 """Engine id -> what a test wants of a model -> the model's name there."""
 # With context shift a reply without end has no end, as on the other engines: 1024 tokens would be through in 0.3 s.
-LLAMA_CHAT = ("-c", "2048", "-np", "2", "--jinja", "--context-shift", "--alias", "scripted")
+LLAMA_CHAT = ("-c", "2048", "-np", "2", "--jinja", "--context-shift", "--metrics", "--alias", "scripted")
 LLAMA_EMBED = ("-c", "512", "--embeddings", "--pooling", "mean", "--alias", "scripted-embed")
 CHAT_ENGINES = tuple(name for name, models in MODELS.items() if "plain" in models)
 
