@@ -49,6 +49,11 @@ _key = re.compile(KEY_PATTERN.encode()).search
 _MIN_SECRET: Final = 16  # a credential shorter than this is a word that stands in many an answer ("EMPTY")
 
 
+def holds_key(text: bytes) -> bool:
+    """Whether an FLM key stands in a path or a query: it would reach the engine, and the logs on the way."""
+    return _key(text) is not None
+
+
 def _nominated(connection: bytes) -> frozenset[bytes]:
     return frozenset(name.strip().lower() for name in connection.split(b","))
 

@@ -16,7 +16,7 @@ from flm.config import MAX_HEADER_BYTES, MAX_TARGET_BYTES
 from flm.errors import ErrorKind, RequestError
 
 _VERSIONS: Final = frozenset({"1.1", "1", "1.0"})  # the server says "1" for HTTP/1.0
-_TUNNELS: Final = frozenset({"CONNECT", "TRACE"})
+TUNNELS: Final = frozenset({"CONNECT", "TRACE"})
 _FIELD_OVERHEAD: Final = 4  # colon, blank, CR, LF
 _CLOSE: Final = ((b"connection", b"close"),)
 _READ: Final = frozenset(
@@ -72,7 +72,7 @@ def check(scope: dict[str, Any], head: Head, size: int) -> None:
     if scope["http_version"] not in _VERSIONS:
         message = f"FLM speaks HTTP/1.1 and 1.0, not {scope['http_version']}"
         raise RequestError(ErrorKind.HTTP_VERSION_NOT_SUPPORTED, message, headers=_CLOSE)
-    if head.method in _TUNNELS:
+    if head.method in TUNNELS:
         message = f"{head.method} is never allowed here"
         raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, message, headers=((b"allow", b"GET, HEAD, POST"), *_CLOSE))
     if len(head.path) + 1 + len(scope["query_string"]) > MAX_TARGET_BYTES:

@@ -20,14 +20,14 @@ from typing import Final
 import msgspec
 
 from flm.engines.base import UpstreamRequest
-from flm.errors import EngineTimeoutError, Header, engine_refusal
+from flm.errors import EngineTimeoutError, ErrorKind, Header, RequestError, engine_refusal
 from flm.policy import paths
 from flm.policy.closing import check_open
-from flm.policy.crossing import Place, Veil, answer_headers, request_headers
+from flm.policy.crossing import Place, Veil, answer_headers, holds_key, request_headers
 from flm.proxy import patience
 from flm.proxy.body import BodyReader, check_size
 from flm.proxy.exchange import ClientGoneError, Exchange
-from flm.proxy.head import Head, check_identity_coding
+from flm.proxy.head import TUNNELS, Head, check_identity_coding
 from flm.proxy.respond import Responder
 from flm.proxy.view import Target, View
 from flm.proxy.watchdog import Watchdog
@@ -67,8 +67,13 @@ def _admitted(exchange: Exchange, view: View, head: Head) -> Passing:
     engine_id, rest = paths.split(head.path)
     target = view.engine(engine_id)
     exchange.record.engine_id = target.engine.id
+    if head.method.upper() in TUNNELS:  # as a careless engine would read it; the rest is refused for every route
+        raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, f"{head.method} is never allowed here")
     path = paths.normalised(rest)
     query = paths.query(exchange.scope["query_string"])
+    if holds_key((path + query).encode()):
+        message = "the path or query holds an API key of FLM's: it belongs in `authorization: Bearer`, nowhere else"
+        raise RequestError(ErrorKind.INVALID_REQUEST, message)
     check_open(target.dialect.closed_routes, view.openings, target.engine.id, head.method, path)
     check_identity_coding(head.fields)
     check_size(head, view.settings)

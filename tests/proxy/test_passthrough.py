@@ -269,7 +269,21 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("method", ["CONNECT", "TRACE"])
+def test_a_key_that_was_written_into_the_address_reaches_nobody() -> None:
+    async def test() -> None:
+        async with ScriptedEngine([serve({})]) as scripted:
+            world = World(engine(scripted.url), **ALL)
+            for address in (f"/engine/e/x?api_key={world.key}", f"/engine/e/{world.key}"):
+                client = await world.ask("GET", address)
+                assert (client.status, client.code) == (400, "invalid_request")
+                assert world.key not in client.error["message"]
+            assert scripted.peers == []
+            assert world.key not in b"".join(world.raw).decode()
+
+    run(test())
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "connect", "Trace"])
 def test_tunnels_stay_refused(method: str) -> None:
     async def test() -> None:
         assert (await refused("/engine/e/x", method, "method_not_allowed", settings=ALL)).status == 405

@@ -15,7 +15,16 @@ from flm.snapshot import Model
 from tests.proxy.harness import CHAT, Client, World, chat, engine, run
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
-PATHS = [*(path.decode() for path in ROUTES), "/v1/models/flm://e/m", "/v1/models/m", "/", "/v1", "/v1/", "/nowhere"]
+PATHS = [
+    *(path.decode() for path in ROUTES),
+    "/v1/models/flm://e/m",
+    "/v1/models/m",
+    "/engine/e/x",
+    "/",
+    "/v1",
+    "/v1/",
+    "/nowhere",
+]
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "get", "FOO"]
 PUBLIC = {"/health"}
 
