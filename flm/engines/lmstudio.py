@@ -52,7 +52,6 @@ GREETING: Final = "/lmstudio-greeting"
 NATIVE: Final = "/api/v1/models"  # 0.4.0 and later
 OLDER: Final = "/api/v0/models"  # 0.3.6 and later
 OPENAI: Final = "/v1/models"
-MAX_CHOICES: Final = 128  # the API's own bound of `n`
 MAX_INSTANCES: Final = 64  # of one model that are listed by their own names
 OPEN_OBJECT: Final = {"type": "json_schema", "json_schema": {"name": "object", "schema": {"type": "object"}}}
 
@@ -198,12 +197,11 @@ CHAT_TABLE: Final = Table(
 
 
 class LMStudioStream(PassedStream):
-    """A streamed chat answer that says why it ended, under the caller's model id, with each role once."""
+    """A streamed chat answer that says why it ended, under the caller's model id."""
 
     def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call) -> None:
         super().__init__(request, changes, call)
         self._fingerprint = _Fingerprint(call)
-        self._begun: set[bytes] = set()
         self._finished = False
 
     def _pass(self, events: list[Event | Comment], out: bytearray) -> None:
@@ -217,32 +215,8 @@ class LMStudioStream(PassedStream):
 
     def _pass_chunk(self, event: Event, out: bytearray) -> None:
         data = self._fingerprint.rewritten(event.data)
-        if b'"role"' in data:
-            data = self._with_roles_once(data)
         self._finished = self._finished or _FINISHED.search(data) is not None
         super()._pass_chunk(Event(data, event.fields), out)
-
-    def _with_roles_once(self, data: bytes) -> bytes:
-        """Its deltas repeat the role; a client expects it in a choice's first one only."""
-        try:
-            fields = _fields.decode(data)
-            choices = _messages.decode(fields["choices"])
-            deltas = [_fields.decode(choice.get("delta", _EMPTY)) for choice in choices]
-        except (*MALFORMED, KeyError):
-            return data  # it will be judged by those who read it
-        repeated = False
-        for choice, delta in zip(choices, deltas, strict=True):
-            index = bytes(choice.get("index", b"0"))
-            if "role" in delta and index in self._begun:
-                repeated = True
-                del delta["role"]
-                choice["delta"] = Raw(_encoder.encode(delta))
-            if len(self._begun) < MAX_CHOICES:
-                self._begun.add(index)
-        if not repeated:
-            return data
-        fields["choices"] = Raw(_encoder.encode(choices))
-        return _encoder.encode(fields)
 
 
 class LMStudioAnswer(PassedAnswer):

@@ -3,8 +3,8 @@
 What is not looked into is copied byte for byte. A chunk is decoded one level deep; the model id is then spliced into
 the bytes as they came, wherever it is certain which bytes those are, else the object is written anew from its raw
 values. Changed, besides the id: error events (one, of one shape, and nothing after it), usage nobody asked for or that
-stands in the wrong chunk, `[DONE]` (once) and line ends (LF). `passed_text` and `passed_vectors` do the same for text
-completions and embeddings.
+stands in the wrong chunk, what must not change within a stream (`steady`), `[DONE]` (once) and line ends (LF).
+`passed_text` and `passed_vectors` do the same for text completions and embeddings.
 
 Knows the format, but no engine, and not how the request was made (`passthrough`).
 """
@@ -19,6 +19,7 @@ from flm.config import MAX_ERROR_BODY_BYTES
 from flm.engines.base import Call, Change, UpstreamRequest
 from flm.engines.choices import deviates, mended
 from flm.engines.refusals import reported, unreadable
+from flm.engines.steady import Constants, Roles
 from flm.engines.translation import AnswerTranslation, WholeAnswer
 from flm.errors import UpstreamProtocolError
 from flm.wire.chat import BRACKET, MALFORMED, first_byte
@@ -38,6 +39,8 @@ _KEY = b'"model":'
 class Top(msgspec.Struct, gc=False):
     """The fields of a chunk or an answer that decide what happens to it."""
 
+    id: Raw | UnsetType = UNSET
+    created: Raw | UnsetType = UNSET
     model: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     usage: Raw | UnsetType = UNSET
@@ -111,6 +114,8 @@ class PassedStream(AnswerTranslation):
 
     def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call) -> None:
         super().__init__(request, changes)
+        self._constants = Constants()
+        self._roles = Roles()
         self._include_usage = call.peek.include_usage
         self._model = ModelWriter(call.peek.model)
         self._events = EventReader()
@@ -164,7 +169,7 @@ class PassedStream(AnswerTranslation):
             return
         if unasked and is_empty(top.choices):
             return
-        fields = self._mended(data, top, unasked=unasked)
+        fields = self._steady(data, top, self._mended(data, top, unasked=unasked))
         data = self._model.rewritten(data, top.model) if fields is None else self._model.anew(fields)
         if event.fields:
             out += _known_lines(event.fields)
@@ -183,6 +188,18 @@ class PassedStream(AnswerTranslation):
         if unasked:
             del fields["usage"]
         return fields
+
+    def _steady(self, data: bytes, top: Top, fields: dict[str, Raw] | None) -> dict[str, Raw] | None:
+        """`fields`, or those of `data`, with what must not change within a stream; None if all is as it must be."""
+        choices: Raw = fields["choices"] if fields is not None else top.choices  # type: ignore[assignment]  # an array
+        mended_choices = self._roles.mended(data, choices)
+        wrong = self._constants.differing(top.id, top.created)
+        if mended_choices is None and wrong is None:
+            return fields
+        fields = fields_of.decode(data) if fields is None else fields
+        if mended_choices is not None:
+            fields["choices"] = mended_choices
+        return {**fields, **(wrong or {})}
 
     def _last(self) -> bytes:
         """What belongs between the last chunk and `[DONE]`."""
