@@ -404,3 +404,24 @@ def test_a_slow_one_is_degraded_and_not_lost(run: Run, kind: str) -> None:
                 assert rows(found) == [(kind, url, DEGRADED)]
 
     run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_that_is_known_is_asked_by_its_own_kind_alone(run: Run, kind: str) -> None:
+    """Some log an error for each question that is not meant for them, and a proxy asks every few seconds."""
+
+    async def main() -> None:
+        async with engine(kind) as (url, server):
+            found = await look([url])
+            assert server.accepted == len(KINDS)
+            for _ in range(2):
+                before = server.accepted
+                found = await look([url], found)
+                assert rows(found) == [(kind, url, HEALTHY)]
+                assert server.accepted == before + 1
+            port = int(url.rpartition(":")[2])
+        other = next(each for each in KINDS if each != kind)
+        async with engine(other, port=port):  # in the very round in which it is another, all are asked
+            assert rows(await look([url], found)) == [(other, url, HEALTHY)]
+
+    run(main())
