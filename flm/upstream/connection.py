@@ -16,10 +16,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, cast
 
-import msgspec
-
 from flm.config import SEND_FRAME_BYTES
 from flm.errors import EngineTimeoutError, ErrorKind, RequestError, UpstreamProtocolError
+from flm.upstream.timeouts import Timeouts
 from flm.wire.http1 import ResponseReader
 
 RECEIVE_BYTES: Final = 65_536  # read from a socket at once; the buffer is shared by all connections of a pool
@@ -29,16 +28,6 @@ WRITE_SLICE: Final = 262_144  # of a request body, written before looking whethe
 
 _NEVER: Final = float("inf")
 _TLS_ALERT: Final = b"\x15\x03"  # content type and major version of the record that refuses plain HTTP
-
-
-class Timeouts(msgspec.Struct, frozen=True):
-    """Seconds. `connect`: until the engine accepts. `first_byte`: until its answer's head. `between_bytes`: between
-    two pieces, either way. `total`: the whole exchange from the first attempt to connect; 0 is none."""
-
-    connect: float
-    first_byte: float
-    between_bytes: float
-    total: float = 0
 
 
 class Connection(asyncio.BufferedProtocol):

@@ -20,9 +20,10 @@ from typing import Final
 from flm.config import IDLE_UPSTREAM_CONNECTIONS
 from flm.engines.base import UpstreamRequest
 from flm.errors import EngineTimeoutError, ErrorKind, Header, RequestError
-from flm.upstream.connection import RECEIVE_BYTES, Connection, Timeouts
+from flm.upstream.connection import RECEIVE_BYTES, Connection
 from flm.upstream.dial import dial
 from flm.upstream.draining import Drains
+from flm.upstream.timeouts import Timeouts
 from flm.upstream.tls import client_context, handshake_failure
 from flm.wire.http1 import LAST_CHUNK, Address, RequestWriter, chunk, parse_address
 
