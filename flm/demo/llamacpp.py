@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from flm.demo import script
+from flm.demo import completions, script
 from flm.demo.chat import Call, Turn
 from flm.demo.dialect import Answer, Request, status_line
 from flm.demo.openai import ChatBody, EmbeddingBody, Handler, OpenAI, RefusalError, encode, packed
@@ -41,11 +41,13 @@ class LlamaCpp(OpenAI):
     wrong_key = "Invalid API Key"
     empty_input = "Input content cannot be empty"
     takes_dimensions = False
+    usage_beside_text = True
 
     def routes(self) -> dict[tuple[str, str], Handler]:
         return {
             **super().routes(),
             ("POST", "/chat/completions"): self.chat,
+            ("POST", "/completions"): self.complete,
             ("GET", "/models"): self.list_models,
             ("GET", "/props"): self.properties,
         }
@@ -172,7 +174,19 @@ class LlamaCpp(OpenAI):
             }
         )
 
-    # --- embeddings
+    # --- text completions and embeddings
+
+    def text_object(self, name: str, created: int, model: str) -> completions.Frame:
+        def written(choices: completions.Choices, counts: completions.Counts | None) -> dict[str, Any]:
+            found: dict[str, Any] = {"choices": choices, "created": created, "model": model}
+            found |= {"system_fingerprint": self._build().decode(), "object": "text_completion"}
+            if counts is not None:
+                prompt, said = counts
+                usage = {"completion_tokens": said, "prompt_tokens": prompt, "total_tokens": prompt + said}
+                found["usage"] = {**usage, "prompt_tokens_details": {"cached_tokens": 0}}
+            return {**found, "id": name}
+
+        return written
 
     def parse_embedding(self, body: bytes) -> EmbeddingBody:
         """The demo engine chats and embeds; asked without an input, it says what one that only chats would say."""

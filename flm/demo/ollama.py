@@ -41,6 +41,16 @@ class ChatBody(msgspec.Struct):
     options: dict[str, Any] | None = None
 
 
+class GenerateBody(msgspec.Struct):
+    """A request to /api/generate, as far as the demo engine looks at it."""
+
+    model: str = ""
+    prompt: str = ""
+    suffix: str = ""
+    stream: bool | None = None  # absent: streamed
+    options: dict[str, Any] | None = None
+
+
 class EmbedBody(msgspec.Struct):
     model: str = ""
     input: str | list[str | int | list[int]] | int | None = None
@@ -67,6 +77,7 @@ class Ollama(OpenAI):
             ("GET", "/api/ps"): self.loaded,
             ("POST", "/api/show"): self.show,
             ("POST", "/api/chat"): self.chat,
+            ("POST", "/api/generate"): self.generate,
             ("POST", "/api/embed"): self.embed,
             ("GET", "/v1/models"): self.list_models,
         }
@@ -240,6 +251,45 @@ class Ollama(OpenAI):
     def _loading(self, model: str, request: Request) -> bytes:
         message = {"role": "assistant", "content": ""}
         return encode(self._frame(model, request, message) | {"done": True, "done_reason": "load"})
+
+    # --- text completions
+
+    def generate(self, request: Request) -> Answer:
+        """The prompt is answered as a user's message would be, raw or not."""
+        body = self._decoded(request.body, GenerateBody)
+        name = self._known(body.model)
+        if "completion" not in capabilities(name):
+            raise RefusalError(400, f'"{body.model}" does not support generate')
+        if body.suffix:
+            raise RefusalError(400, f"registry.ollama.ai/library/{name} does not support insert")
+        prompt = ChatBody(body.model, [Message("user", body.prompt)], options=body.options, think=False)
+        said = turn(asked_of(name, prompt), request.preset)
+        said.model = body.model
+        directives = said.directives
+        if not body.prompt:
+            loaded = self._text(said, request, "") | {"done": True, "done_reason": "load"}
+            return Answer(200, NATIVE_JSON, encode(loaded))
+        if directives.error == 0 or (directives.error is not None and body.stream is False):
+            raise RefusalError(500, DIED)
+        if body.stream is False:
+            ending = {"done": False} if directives.quiet else self._ending(said)
+            large = oversized(directives)
+            whole = large or encode(self._text(said, request, said.text()) | ending)
+            return Answer(200, NATIVE_JSON, whole, directives=directives)
+        lines = self._text_lines(said, request)
+        return Answer(200, b"application/x-ndjson", lines, directives=directives, streamed=True)
+
+    def _text_lines(self, said: Turn, request: Request) -> Iterator[bytes]:
+        for fields in self._messages(said):
+            if fields is None:
+                yield encode({"error": DIED}) + b"\n"
+                return
+            yield encode(self._text(said, request, fields.get("content", "")) | {"done": False}) + b"\n"
+        if not said.directives.quiet:
+            yield encode(self._text(said, request, "") | self._ending(said)) + b"\n"
+
+    def _text(self, said: Turn, request: Request, text: str) -> dict[str, Any]:
+        return {"model": said.model, "created_at": stamp(request.created), "response": text}
 
     # --- embeddings
 

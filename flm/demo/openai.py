@@ -1,7 +1,7 @@
 """The OpenAI dialect of the demo engine: chat, embeddings and models as the public API documents them.
 
 Pure. Also the frame of other engines that speak nearly the same (`llamacpp`): they override how things are written.
-Routes: POST /v1/chat/completions, POST /v1/embeddings, GET /v1/models, GET /v1/models/{id}, GET /health.
+Routes: POST /v1/chat/completions, /v1/completions and /v1/embeddings, GET /v1/models, /v1/models/{id} and /health.
 Source: OpenAI's API reference and its Python client.
 """
 
@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from flm.demo import script
+from flm.demo import completions, script
 from flm.demo.chat import Asked, Call, Message, Tool, Turn, oversized, turn
+from flm.demo.completions import StreamOptions, TextBody
 from flm.demo.dialect import Answer, Request, status_line
 from flm.demo.directives import NONE, Directives, find
 
@@ -24,10 +26,6 @@ DONE = b"data: [DONE]\n\n"
 MODELS_CREATED = 1_700_000_000  # a model list that never changes, as that of a hosted service
 MAX_CHOICES = 4
 MAX_DIMENSIONS = 4096
-
-
-class StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
 
 
 class ChatBody(msgspec.Struct):
@@ -57,6 +55,7 @@ Handler = Callable[[Request], Answer]
 
 encode = msgspec.json.Encoder().encode
 _chat = msgspec.json.Decoder(ChatBody)
+_text = msgspec.json.Decoder(TextBody)
 _embedding = msgspec.json.Decoder(EmbeddingBody)
 
 
@@ -84,6 +83,7 @@ class OpenAI:
     def routes(self) -> dict[tuple[str, str], Handler]:
         return {
             ("POST", "/v1/chat/completions"): self.chat,
+            ("POST", "/v1/completions"): self.complete,
             ("POST", "/v1/embeddings"): self.embeddings,
             ("GET", "/v1/models"): self.list_models,
             ("GET", "/health"): self.health,
@@ -270,6 +270,32 @@ class OpenAI:
                 "system_fingerprint": "fp_demo",
             }
         )
+
+    # --- text completions
+
+    def complete(self, request: Request) -> Answer:
+        try:
+            body = _text.decode(request.body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RefusalError(400, f"We could not parse the JSON body of your request: {error}") from None
+        choices = min(body.n or 1, MAX_CHOICES)
+        said = completions.turns(body, self.model_name(body.model), texts_of(body.prompt), request.preset, choices)
+        if not said:
+            raise RefusalError(400, '"prompt" must not be empty')
+        frame = self.text_object(self.identifier(request), int(request.created), said[0].model)
+        counts, directives = completions.spoken(said, choices), said[0].directives
+        if body.stream:
+            usage = self.usage_beside_text or (body.stream_options and body.stream_options.include_usage)
+            failure, asked = self.error_event(directives), counts if usage else None
+            pieces = completions.stream(said, frame, failure, asked, beside=self.usage_beside_text)
+            return Answer(200, self.stream_type, pieces, directives=directives, streamed=True)
+        large = oversized(directives)
+        return Answer(200, self.json_type, large or completions.whole(said, frame, counts), directives=directives)
+
+    usage_beside_text = False
+
+    def text_object(self, name: str, created: int, model: str) -> completions.Frame:
+        return partial(completions.plain, name.replace("chatcmpl", "cmpl"), created, model)
 
     # --- embeddings
 

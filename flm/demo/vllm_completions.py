@@ -11,9 +11,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from flm.demo import script
+from flm.demo.completions import StreamOptions
 from flm.demo.dialect import Answer, Request
 from flm.demo.directives import find
-from flm.demo.openai import DONE, MAX_CHOICES, RefusalError, StreamOptions, encode, texts_of
+from flm.demo.openai import DONE, MAX_CHOICES, RefusalError, encode, texts_of
 
 FINGERPRINT: Final = b"vllm-0.32.0-demo"
 JSON: Final = b"application/json"
