@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
+import sys
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flm.errors import ErrorKind, RequestError
 from tests.proxy.harness import Client, World, engine, run
@@ -212,6 +217,38 @@ def test_a_path_that_could_leave_the_engine_is_refused(tail: str) -> None:
     async def test() -> None:
         client = await refused(f"/engine/e/{tail}", code="invalid_request", settings=ALL)
         assert client.status == 400
+
+    run(test())
+
+
+dialled: list[Any] = []
+sys.addaudithook(lambda event, arguments: dialled.append(arguments[1]) if event == "socket.connect" else None)
+
+TAILS = st.lists(
+    st.sampled_from(
+        ["/", "//", "..", ".", "%2e", "%2E%2E", "%252e", "%2f", "%5c", "\\", "%00", "%0d%0a", ";", "%23", "a", "B",
+         "%20", "%3A", ":", "@", "http:", "evil", "%c0%ae", "%c3%a9", "%ef%bc%8f", "?q=", "&", "[", "%41", "127.0.0.1:22"]
+    )
+).map("".join)  # fmt: skip
+
+
+@given(tails=st.lists(TAILS, min_size=20, max_size=20))
+@settings(max_examples=15, deadline=None)
+def test_only_the_engine_is_ever_dialled_and_only_below_its_base(tails: list[str]) -> None:
+    async def test() -> None:
+        async with ScriptedEngine([serve({}, answer(200, b"ok"))]) as scripted:
+            world = World(engine(scripted.url + "/base/x"), **ALL)
+            dialled.clear()
+            passed = [tail for tail in tails if (await world.ask("GET", "/engine/e/" + tail)).status == 200]
+            assert all(address[:2] == ("127.0.0.1", scripted.port) for address in dialled)
+            targets = [r.split(b" ")[1].decode() for peer in scripted.peers for r in peer.requests]
+            assert len(targets) == len(passed)
+            for target, tail in zip(targets, passed, strict=True):
+                path, _, query = target.partition("?")
+                assert posixpath.normpath(unquote(unquote(path))).startswith("/base/x")
+                assert unquote(path) == "/base/x/" + unquote(tail.partition("?")[0])
+                assert query == tail.partition("?")[2]
+            await world.app.aclose()
 
     run(test())
 
