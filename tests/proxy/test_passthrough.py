@@ -227,7 +227,8 @@ sys.addaudithook(lambda event, arguments: dialled.append(arguments[1]) if event 
 TAILS = st.lists(
     st.sampled_from(
         ["/", "//", "..", ".", "%2e", "%2E%2E", "%252e", "%2f", "%5c", "\\", "%00", "%0d%0a", ";", "%23", "a", "B",
-         "%20", "%3A", ":", "@", "http:", "evil", "%c0%ae", "%c3%a9", "%ef%bc%8f", "?q=", "&", "[", "%41", "127.0.0.1:22"]
+         "%20", "%3A", ":", "@", "http:", "evil", "%c0%ae", "%c3%a9", "%ef%bc%8f", "?q=", "&", "[", "%41",
+         "127.0.0.1:22"]
     )
 ).map("".join)  # fmt: skip
 

@@ -11,7 +11,7 @@ from flm.errors import CommandCode, CommandError
 from flm.services.config import ConfigRow, ConfigService
 from flm.store.folder import Folder
 
-GOOD = {"integer": "7", "number": "1.5", "boolean": "false", "text": "a/b.log"}
+GOOD = {"integer": "7", "number": "1.5", "boolean": "false", "text": "a/b.log", "list": "e:GET /x"}
 
 
 def good(spec: Setting) -> str:
@@ -31,6 +31,7 @@ def bad(spec: Setting) -> list[str]:
         "boolean": ["", "x", "2"],
         "choice": ["", "x", "LOCAL-HTTP"],
         "text": ["", "  ", "a\nb", "\x1b[31m"],
+        "list": ["x", ",", "a\nb", "\x1b[31m"],
     }[spec.kind]
     if spec.minimum is not None and spec.maximum is not None:
         values += [f"{spec.minimum - 1:.0f}", str(int(spec.maximum) + 1)]
