@@ -88,9 +88,20 @@ def _clients() -> Iterator[dict[str, Client]]:
         yield found
 
 
+WANTING = "the official Node client is not installed: `make node-client` does it, with Node 20 and npm"
+
+
 @pytest.fixture(params=["python", "node"])
 def client(request: pytest.FixtureRequest, _clients: dict[str, Client]) -> Client:
     """Each of the official clients."""
     if request.param not in _clients:
-        pytest.skip("the official Node client is not installed: `make node-client` does it, with Node 20 and npm")
+        pytest.skip(WANTING)
     return _clients[request.param]
+
+
+@pytest.fixture
+def both(_clients: dict[str, Client]) -> dict[str, Client]:
+    """Both of them, by name."""
+    if "node" not in _clients:
+        pytest.skip(WANTING)
+    return _clients

@@ -111,6 +111,18 @@ def test_structured_output(client: Client, target: Target) -> None:
     assert parsed == {"city": "Lima", "visits": 1.5}
 
 
+def test_a_text_that_is_continued(client: Client, target: Target) -> None:
+    args = {"model": target.chat, "prompt": PROMPT, "max_tokens": 5}
+    whole = succeed(client, target.server, "complete", args)
+    ((text, finish),) = whole["texts"]
+    assert (len(text.split()), finish, whole["model"]) == (5, "length", target.chat)
+    assert whole["usage"][0] > 0
+    found = succeed(client, target.server, "complete_stream", args | {"stream_options": {"include_usage": True}})
+    assert (found["content"], found["finishes"], found["models"]) == (text, ["length"], [target.chat])
+    assert (len(found["ids"]), len(found["created"]), found["usages"]) == (1, 1, [whole["usage"]])
+    assert succeed(client, target.server, "complete_stream", args)["usages"] == []
+
+
 def test_embeddings(client: Client, target: Target) -> None:
     texts = ["one", "two words"]
     expected = [script.embedding(text) for text in texts]

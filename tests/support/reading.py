@@ -214,7 +214,7 @@ _CLASSES: dict[int, type[openai.APIStatusError]] = {
 }
 
 
-def _answered(outcome: Outcome, *, stream: bool) -> httpx2.Response:
+def answered(outcome: Outcome, *, stream: bool) -> httpx2.Response:
     """The HTTP answer a client gets for what a translation gave out."""
     headers = {"content-type": "text/event-stream" if stream else "application/json", "x-request-id": "r-1"}
     if outcome.error is None:
@@ -229,7 +229,7 @@ def _answered(outcome: Outcome, *, stream: bool) -> httpx2.Response:
 
 def client_reading(outcome: Outcome, *, stream: bool, endpoint: Endpoint, floats: bool) -> Reading:
     """What a program that uses the official client reads from what FLM gave out."""
-    transport = httpx2.MockTransport(lambda request: _answered(outcome, stream=stream))
+    transport = httpx2.MockTransport(lambda request: answered(outcome, stream=stream))
     found = Reading()
     with (
         openai.DefaultHttpxClient(transport=transport) as http,

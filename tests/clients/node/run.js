@@ -38,7 +38,17 @@ function problem(error) {
 }
 
 const counts = (usage) => (usage ? [usage.prompt_tokens, usage.completion_tokens, usage.total_tokens] : null);
-const called = (calls) => (calls ?? []).map((call) => [call.function.name, JSON.parse(call.function.arguments)]);
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text; // the model was cut off in the middle of its call
+  }
+}
+
+const called = (calls) => (calls ?? []).map((call) => [call.function.name, parsed(call.function.arguments)]);
+const named = (logprobs) => (logprobs?.content ?? []).map((token) => [token.token, token.logprob]);
 
 function reply(whole) {
   return {
@@ -50,13 +60,14 @@ function reply(whole) {
       calls: called(choice.message.tool_calls),
       ids: (choice.message.tool_calls ?? []).map((call) => call.id),
       finish: choice.finish_reason,
-      tokens: (choice.logprobs?.content ?? []).map((token) => token.token),
+      tokens: named(choice.logprobs),
     })),
   };
 }
 
 function streamed() {
-  return { content: '', reasoning: '', finishes: [], roles: [], usages: [], ids: [], created: [], models: [], chunks: 0 };
+  const lists = { finishes: [], roles: [], usages: [], ids: [], created: [], models: [], tokens: [], pieces: [] };
+  return { content: '', reasoning: '', chunks: 0, ...lists };
 }
 
 function add(found, chunk) {
@@ -71,6 +82,10 @@ function add(found, chunk) {
     found.reasoning += delta.reasoning_content ?? '';
     if (delta.role) found.roles.push(delta.role);
     if (choice.finish_reason) found.finishes.push(choice.finish_reason);
+    found.tokens.push(...named(choice.logprobs));
+    for (const call of delta.tool_calls ?? []) {
+      found.pieces.push([call.index, call.id ?? null, call.function?.name ?? null, call.function?.arguments ?? null]);
+    }
   }
 }
 
