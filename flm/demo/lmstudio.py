@@ -132,6 +132,12 @@ class LMStudio(OpenAI):
         words = f'Invalid model identifier "{model}". Please specify a valid downloaded model (e.g. {known}).'
         raise RefusalError(404, words)
 
+    def stream(self, said: Turn, identity: tuple[str, int], choices: int, usage: bool) -> Iterator[bytes]:
+        """What it cannot do at all is said before anything else, and the status is 200 all the same."""
+        if said.directives.error == 0:
+            return iter([self.error_event(said.directives)])
+        return super().stream(said, identity, choices, usage)
+
     def chunk_frame(self, model: str, identity: tuple[str, int], usage: bool) -> tuple[bytes, bytes]:
         name, created = identity
         opening = b'data: {"id":%s,"object":"chat.completion.chunk","created":%d,"model":%s,"system_fingerprint":%s,'

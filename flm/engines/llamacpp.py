@@ -180,7 +180,7 @@ class LlamaCpp(PassThrough):
             prefix = "/" + prefix
         ports = [str(port) for port in DEFAULT_PORTS]
         own = environment.get("LLAMA_ARG_PORT", "").strip()
-        if own.isascii() and own.isdigit() and 0 < int(own) < 65_536:
+        if own.isascii() and own.isdigit() and len(own) <= 5 and 0 < int(own) < 65_536:
             ports.insert(0, str(int(own)))
         named = [host.strip() for host in environment.get("LLAMA_ARG_HOST", "").split(",")]
         hosts = [host for host in named if host and not host.endswith(".sock")] or ["127.0.0.1"]

@@ -102,9 +102,12 @@ def test_an_unknown_model_and_a_missing_key_are_objects() -> None:
 def test_a_failing_stream_is_a_200_with_an_event_called_error() -> None:
     answer, body = ask("POST", "/v1/chat/completions", chat({"role": "system", "content": "demo:error=0"}, stream=True))
     assert answer.status == 200
-    assert b"event: error\ndata: " in body
-    assert b"[DONE]" not in body
+    assert body.startswith(b"event: error\ndata: "), "it comes before anything else"
     assert "greater than the context length" in events(body)[-1]["error"]["message"]
+    later = ask("POST", "/v1/chat/completions", chat({"role": "system", "content": "demo:error=2"}, stream=True))[1]
+    assert later.startswith(b"data: ")
+    assert later.count(b"event: error\ndata: ") == 1
+    assert b"[DONE]" not in body + later
 
 
 def test_calls_have_numbers_for_ids_and_no_content() -> None:
