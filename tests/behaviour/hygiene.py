@@ -12,9 +12,12 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from tests.behaviour.stage import Stage
+from flm.engines.registry import DIALECTS
+from tests.behaviour.stage import CHAT, Stage
+from tests.support.belonging import begun
 
 CREDENTIAL = "canary-of-the-engine"
+PASSED_ON = frozenset({"accept", "user-agent"})  # what the pass-through lets through of a caller's own
 MARKS = {
     "cookie": "canary-cookie",
     "x-api-key": "canary-x-api-key",
@@ -93,6 +96,7 @@ async def arrived(stage: Stage, tapped: Tap) -> list[Arrived]:
         assert answer.status == 200, answer.body
         found.append(_checked(stage, way.label, bytes(tapped.received)))
         assert found[-1].line, "the tap has recorded nothing"
+    found.append(await _passed_on(stage, tapped, headers))
     for path in ("/v1/models", f"/v1/models/flm://tapped-{stage.kind}/{stage.engine.model}"):
         del tapped.received[:]
         answer = await stage.flm.ask("GET", path, None, *headers)
@@ -102,8 +106,21 @@ async def arrived(stage: Stage, tapped: Tap) -> list[Arrived]:
     return found
 
 
-def _checked(stage: Stage, asked: str, data: bytes) -> Arrived:
-    for mark in (stage.flm.key, *MARKS.values(), *(name + ":" for name in MARKS)):
+async def _passed_on(stage: Stage, tapped: Tap, headers: list[str]) -> Arrived:
+    """The same question on the pass-through, in the engine's own words."""
+    wanted = begun(DIALECTS[stage.kind], CHAT.endpoint)
+    assert wanted is not None
+    path = DIALECTS[stage.kind].begin(wanted).request.path
+    body = {**stage.body(CHAT), "model": stage.engine.model}
+    del tapped.received[:]
+    answer = await stage.flm.ask("POST", f"/engine/tapped-{stage.kind}{path}", body, *headers)
+    assert answer.status == 200, answer.body
+    return _checked(stage, "passed on (`/engine/…`)", bytes(tapped.received), PASSED_ON)
+
+
+def _checked(stage: Stage, asked: str, data: bytes, allowed: frozenset[str] = frozenset()) -> Arrived:
+    private = {name: value for name, value in MARKS.items() if name not in allowed}
+    for mark in (stage.flm.key, *private.values(), *(f"\n{name}:" for name in private)):
         assert mark.lower().encode() not in data.lower(), (stage.kind, asked, mark)
     if not data:
         return Arrived(asked, "", ())

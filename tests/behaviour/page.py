@@ -28,8 +28,8 @@ REACHES = """\
 ## What reaches an engine
 
 On every route the caller sends, beside its key in `authorization`, all of these: {marks}. The bytes between FLM and the
-engine are recorded: none of the names and none of the values is in them, nor the key. `authorization` below is FLM's
-own credential for the engine, where one was given at `flm engines add`.
+engine are recorded: none of the names and none of the values is in them, nor the key; only the pass-through lets
+`user-agent` through. `authorization` below is FLM's own credential for the engine, given at `flm engines add`.
 
 | engine | asked | the engine gets | with these headers |
 |---|---|---|---|

@@ -11,7 +11,19 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from flm.engines.registry import DIALECTS
-from tests.behaviour.stage import CHAT, EMBEDDINGS, OUTCOMES, STREAM, Seen, Stage, Way, told
+from tests.behaviour.stage import (
+    CHAT,
+    COMPLETIONS,
+    COMPLETIONS_STREAM,
+    EMBEDDINGS,
+    OUTCOMES,
+    STREAM,
+    WAYS,
+    Seen,
+    Stage,
+    Way,
+    told,
+)
 from tests.support.belonging import begun
 from tests.support.installed import Answer
 
@@ -129,13 +141,14 @@ async def nobody_there(stage: Stage, way: Way) -> Seen:
     return told(await stage.ask(way), "nothing")
 
 
-BOTH = (STREAM, CHAT)
-ALL = (STREAM, CHAT, EMBEDDINGS)
+ALL = WAYS
+STREAMS = (STREAM, COMPLETIONS_STREAM)
+WHOLES = (CHAT, COMPLETIONS, EMBEDDINGS)
 CLIENTS: tuple[Situation, ...] = (
     Situation("the caller sends no key", ALL, with_key(None)),
     Situation("the caller's key is wrong", ALL, with_key("flm_wrong")),
     Situation("the client leaves while the engine thinks", ALL, leave_while_it_thinks),
-    Situation("the client leaves in the middle of the stream", (STREAM,), leave_in_the_middle),
+    Situation("the client leaves in the middle of the stream", STREAMS, leave_in_the_middle),
     Situation("the client reads nothing for a while, then everything", (STREAM,), read_after_a_pause),
 )
 STUCK = Situation("the client reads nothing for `proxy.send_timeout_seconds`", (STREAM,), read_nothing)
@@ -154,13 +167,11 @@ ENGINES: tuple[Situation, ...] = (
     ),
     Situation("the engine reports an error inside its stream", (STREAM,), error_inside),
     Situation("the engine ends its stream early, in order", (STREAM,), engine_does("demo: quiet")),
-    Situation("the engine dies in the middle of a stream", (STREAM,), engine_does("demo: words=60 cut=900 end=rst")),
-    Situation(
-        "the engine dies in the middle of a whole answer", (CHAT, EMBEDDINGS), engine_does("demo: cut=20 end=rst")
-    ),
+    Situation("the engine dies in the middle of a stream", STREAMS, engine_does("demo: words=60 cut=900 end=rst")),
+    Situation("the engine dies in the middle of a whole answer", WHOLES, engine_does("demo: cut=20 end=rst")),
     Situation(
         "the engine falls silent for `engine.between_bytes_timeout_seconds`",
-        (STREAM,),
+        STREAMS,
         engine_does("demo: hold=gate hold_at=3", hasty=True),
     ),
 )

@@ -156,12 +156,13 @@ def told_by(answer: Answer) -> str:
         return told if answer.whole else "a part of the answer, cut off"
     chunks = answer.objects if answer.whole else []
     parts = []
-    if any(choice.get("delta", {}).get("content") for chunk in chunks for choice in chunk.get("choices", ())):
+    choices = [choice for chunk in chunks for choice in chunk.get("choices", ())]
+    if any(choice.get("text") or choice.get("delta", {}).get("content") for choice in choices):
         parts.append("text")
     errors = sum("error" in chunk for chunk in chunks)
     if errors:
         parts.append("one error event" if errors == 1 else f"{errors} error events")
-    if any(choice.get("finish_reason") for chunk in chunks for choice in chunk.get("choices", ())):
+    if any(choice.get("finish_reason") for choice in choices):
         parts.append("a finish reason")
     parts.append("`[DONE]`" if answer.events and answer.events[-1] == b"data: [DONE]" else "no `[DONE]`")
     return ", ".join(parts) if answer.whole else "a part of the stream, cut off"
