@@ -30,12 +30,17 @@ def is_absolute(path: str, windows: bool) -> bool:
 
 def dialled(host: str) -> str:
     """`host` as one can connect to it: an address that means every interface becomes loopback, IPv6 gets brackets."""
-    try:
-        address = ipaddress.ip_address(host or "0.0.0.0")  # noqa: S104 - recognised, so that it is not dialled
-    except ValueError:
-        pass
-    else:
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        if mapped.is_unspecified:
-            host = "127.0.0.1" if mapped.version == 4 else "::1"
+    # With a zone (`::%eth0`) it does not mean every interface.
+    address = None if "%" in host else _literal(host or "0.0.0.0")  # noqa: S104 - recognised, so that it is not dialled
+    if address is not None and address.is_unspecified:
+        host = "127.0.0.1" if address.version == 4 else "::1"
     return f"[{host}]" if ":" in host else host
+
+
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that `host` is; an IPv4 address in IPv6 clothes counts as IPv4."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
