@@ -1,6 +1,6 @@
 """llama.cpp's `llama-server`, single model or router.
 
-Facts: ENGINES part 2 (b10454 and later) and the recordings in tests/golden/engines. It speaks OpenAI's format, so it
+Facts: its sources (b10454 and later) and the recordings in tests/golden/engines. It speaks OpenAI's format, so it
 is passed through; what it lacks is a `tool_choice` that names a function: it reads any object as `auto`, so FLM turns
 the object into `required` with that one tool.
 """

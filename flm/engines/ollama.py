@@ -1,8 +1,8 @@
 """Ollama, by its native API: how it is found, what it lists, and which translation a request takes.
 
-Facts: ENGINES part 1 and the recordings in tests/golden/engines (0.11.4, 0.24.0, 0.34.4). The native API is used
-because Ollama's own OpenAI layer loses errors, tool choices and several parameters. Models that run on
-Ollama's cloud are not listed: FLM serves what runs here.
+Facts: its sources (0.33.0 and tags back to 0.1) and the recordings in tests/golden/engines (0.11.4, 0.24.0, 0.34.4).
+The native API is used because Ollama's own OpenAI layer loses errors, tool choices and several parameters. Models that
+run on Ollama's cloud are not listed: FLM serves what runs here.
 
 Does not know the formats of requests and answers (see `ollama_request`, `ollama_answer` and `ollama_generate`), nor
 where it may be installed or listen (see `ollama_places`).
