@@ -182,14 +182,15 @@ class _Whole(PassedAnswer):
         return fields
 
 
-# vllm/entrypoints/serve of 0.32: its routers lora, profile, elastic_ep, fault_tolerance and disagg, and those of its
-# development mode (dev/rpc, sleep, cache, rlhf, server_info), which no key of the engine's own guards.
+# The api_router.py files of vllm/entrypoints in 0.32.0. Those of its development mode (serve/dev) and of rl/online are
+# guarded by no key of the engine's own.
 CLOSED: Final = (
     ClosedRoute("/collective_rpc", "runs any method of the engine's workers"),
     ClosedRoute("/v1/load_lora_adapter", "loads a LoRA adapter"),
     ClosedRoute("/v1/unload_lora_adapter", "unloads a LoRA adapter"),
     ClosedRoute("/sleep", "unloads the model"),
     ClosedRoute("/wake_up", "loads the model"),
+    ClosedRoute("/release_kv_cache_memory", "empties a cache"),
     ClosedRoute("/pause", "stops every answer"),
     ClosedRoute("/resume", "resumes after a pause"),
     ClosedRoute("/abort_requests", "ends other requests"),
@@ -202,6 +203,7 @@ CLOSED: Final = (
     ClosedRoute("/update_weights", "changes the model's weights"),
     ClosedRoute("/finish_weight_update", "changes the model's weights"),
     ClosedRoute("/update_weight_version", "changes the model's weights"),
+    ClosedRoute("/shutdown_weight_transfer_engine", "changes the model's weights"),
     ClosedRoute("/weight_checker", "may overwrite the model's weights"),
     ClosedRoute("/start_profile", "starts the profiler"),
     ClosedRoute("/stop_profile", "stops the profiler"),
@@ -214,8 +216,20 @@ CLOSED: Final = (
         "POST /pooling",
         "POST /classify",
         "POST /v1/chat/completions/batch",
+        "POST /v1/chat/completions/render",
+        "POST /v1/completions/render",
+        "POST /v1/responses/render",
+        "POST /v1/messages/render",
+        "POST /v1/chat/completions/derender",
+        "POST /v1/completions/derender",
         "POST /v2/rerank",
         "POST /v2/embed",
+        "POST /cohere/v2/chat",
+        "POST /generative_scoring",
+        "POST /inference/v1/generate",
+        "POST /invocations",
+        "POST /is_scaling_elastic_ep",
+        "POST /ping",
     ),
 )
 
