@@ -1,7 +1,7 @@
 """How long an engine works for nobody: from a client's close to the end of the engine's socket, at a real FLM.
 
 Client and engine are in this process, FLM in others, so one monotonic clock measures both ends. 200 tries for each
-moment at which a client may leave, some at once, going round by endpoint, by FIN and RST, and by how long the client
+moment at which a client may leave, some at once, going round by route, by FIN and RST, and by how long the client
 waited before it left: request watching begins a little after a request does.
 """
 
@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from flm.engines.base import Endpoint
-from flm.proxy.app import ROUTES
 from tests.support.engine import answer, chunked
 from tests.support.installed import Flm, installed
 
@@ -33,6 +32,7 @@ LONGEST_WAIT = 0.12  # before a client leaves: from well before a request is wat
 MODELS = answer(200, b'{"object":"list","data":[{"id":"m","object":"model","created":1}]}')
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 TEXT = {Endpoint.CHAT: '"delta":{"content":"hi"}', Endpoint.COMPLETIONS: '"text":"hi"'}
+PREFIXES = ("", "/engine/e")  # translated, and passed on
 MOMENTS = ("before the first byte", "mid-stream", "waiting for a whole answer")
 
 
@@ -42,8 +42,13 @@ class Try(NamedTuple):
     name: str
     moment: str
     endpoint: Endpoint
+    prefix: str
     reset: bool
     wait: float
+
+    @property
+    def path(self) -> str:
+        return self.prefix + self.endpoint.value
 
     @property
     def body(self) -> dict[str, Any]:
@@ -58,13 +63,12 @@ class Try(NamedTuple):
 
 def tries(moment: str) -> Iterator[Try]:
     """TRIES visits. Embeddings do not stream: they are only ever waited for."""
-    routed = [endpoint for endpoint in Endpoint if endpoint.value.encode() in ROUTES]
-    if moment != MOMENTS[2]:
-        routed.remove(Endpoint.EMBEDDINGS)
-    ways = itertools.cycle(itertools.product(routed, (False, True)))
+    asked = [endpoint for endpoint in Endpoint if endpoint is not Endpoint.EMBEDDINGS or moment == MOMENTS[2]]
+    ways = itertools.cycle(itertools.product(asked, PREFIXES, (False, True)))
     chance = random.Random(moment)
-    for number, (endpoint, reset) in zip(range(TRIES), ways, strict=False):
-        yield Try(f"{moment} {number}", moment, endpoint, reset, chance.choice((0.0, chance.uniform(0, LONGEST_WAIT))))
+    for number, (endpoint, prefix, reset) in zip(range(TRIES), ways, strict=False):
+        wait = chance.choice((0.0, chance.uniform(0, LONGEST_WAIT)))
+        yield Try(f"{moment} {number}", moment, endpoint, prefix, reset, wait)
 
 
 class Engine:
@@ -128,7 +132,7 @@ async def visit(flm: Flm, engine: Engine, one: Try) -> float:
     with socket.socket() as client:
         client.setblocking(False)
         await loop.sock_connect(client, ("127.0.0.1", flm.port))
-        await loop.sock_sendall(client, flm.request("POST", one.endpoint.value, one.body))
+        await loop.sock_sendall(client, flm.request("POST", one.path, one.body))
         await engine.asked[one.name].wait()
         received = b""
         while one.moment == "mid-stream" and b"data: " not in received:
@@ -191,6 +195,10 @@ def test_every_way_of_leaving_is_tried(moment: str) -> None:
     seen = list(tries(moment))
     assert len({one.name for one in seen}) == TRIES
     assert {one.reset for one in seen} == {False, True}
-    assert Endpoint.CHAT in {one.endpoint for one in seen}
-    assert (Endpoint.EMBEDDINGS in {one.endpoint for one in seen}) == (moment == MOMENTS[2])
+    assert {one.path for one in seen} == {
+        prefix + endpoint.value
+        for prefix in PREFIXES
+        for endpoint in Endpoint
+        if endpoint is not Endpoint.EMBEDDINGS or moment == MOMENTS[2]
+    }
     assert {one.wait == 0 for one in seen} == {False, True}
