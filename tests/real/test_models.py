@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+
 import openai
 import pytest
 
@@ -43,3 +46,29 @@ def test_an_alias_is_listed_and_answers(client: openai.OpenAI, flm: Installation
         flm.run("models", "alias", "remove", "my/own:name")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("my/own:name")
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("flm://ollama-old/scripted:latest", 200),
+        ("flm%3A%2F%2Follama-old%2Fscripted%3Alatest", 200),
+        ("flm:%2f%2follama-old/scripted", 200),
+        ("flm%253A%252F%252Follama-old%252Fscripted", 404),
+        ("flm://ollama-old/nothing", 404),
+        ("flm://", 400),
+    ],
+)
+def test_one_model_by_a_path_in_clear_or_encoded_once(flm: Installation, path: str, status: int) -> None:
+    """Past the official client, which encodes: as curl sends it, through the server that is really used."""
+    bodies = []
+    for method in ("GET", "HEAD"):
+        connection = http.client.HTTPConnection("127.0.0.1", flm.port, timeout=30)
+        connection.request(method, f"/v1/models/{path}", headers={"Authorization": f"Bearer {flm.key}"})
+        answer = connection.getresponse()
+        bodies.append(answer.read())
+        assert answer.status == status
+        connection.close()
+    assert bodies[1] == b""
+    if status == 200:
+        assert json.loads(bodies[0])["id"] == "flm://ollama-old/scripted:latest"
