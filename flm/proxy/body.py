@@ -74,6 +74,11 @@ class BodyReader:
         self._ended = self.cut = False
         self.watchdog = exchange.watchdog
 
+    def excuse(self, seconds: float) -> None:
+        """For so long the client was not asked for more: no fault of its own."""
+        self._until += seconds
+        self._pace_from += seconds
+
     async def next(self) -> bytes | None:
         """The next piece, possibly empty; None at the end."""
         return None if self._size == self._length or self._ended else await self._piece()

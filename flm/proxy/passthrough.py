@@ -139,7 +139,9 @@ class _Sender:
             while (piece := await reader.next()) is not None:
                 reader.watchdog.disarm()
                 exchange.record.bytes_in += len(piece)
+                asked = exchange.loop.time()
                 await self._upload.write(piece)
+                reader.excuse(exchange.loop.time() - asked)
         finally:
             reader.watchdog.close()
         exchange.body_unread = False

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flm.errors import ErrorKind, RequestError
 from tests.proxy.harness import Client, World, engine, run
-from tests.support.engine import ScriptedEngine, answer, chunked, receive, rst, say, seen, serve, stall
+from tests.support.engine import ScriptedEngine, answer, chunked, receive, rst, say, seen, serve, stall, until
 
 ALL = {"passthrough_open_routes": "*:* /*"}
 JSON = b"content-type: application/json"
@@ -438,6 +438,28 @@ def test_a_body_that_does_not_come_is_408_and_ends_the_engines_request() -> None
             peer = await scripted.peer(0)
             await peer.closed.wait()
             assert peer.received.endswith(b"\r\n\r\nhalf")
+            await world.app.aclose()
+
+    run(test())
+
+
+def test_an_engine_that_reads_slowly_does_not_make_the_client_late() -> None:
+    async def test() -> None:
+        go = asyncio.Event()
+        size = 32 * 1024 * 1024
+        async with ScriptedEngine([until(go), seen(b"end"), say(answer(200, b"ok")), stall()]) as scripted:
+            limits = {"proxy_max_body_bytes": size * 2, "proxy_body_total_timeout_seconds": 0.3}
+            world = World(engine(scripted.url), **ALL, **limits)
+            client = world.client("POST", "/engine/e/x", headers={"content-length": str(size + 3)}, hold=True)
+            for _ in range(size // 65_536):
+                client.feed(bytes(65_536), more=True)
+            client.feed(b"end", more=False)
+            task = client.start()
+            done, _ = await asyncio.wait([task], timeout=0.6)  # twice what the client has
+            assert not done
+            go.set()
+            await task
+            assert (client.status, client.body) == (200, b"ok")
             await world.app.aclose()
 
     run(test())
