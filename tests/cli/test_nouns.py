@@ -17,7 +17,9 @@ from flm._native import KEY_PATTERN
 from flm.services.engines import EngineService
 from tests.cli.conftest import Flm, Said, process
 from tests.runtime.harness import Running, running
+from tests.support.certificates import Authority
 from tests.support.demo import Demo, demo_engine
+from tests.support.tls_front import tls_front
 
 
 class TestConfig:
@@ -134,6 +136,33 @@ class TestEngines:
             assert json.loads(out)["data"]["status"] == "RunningHealthy"
             assert flm(*base, "--id", "d", "--url", engine.url).data["status"] == "ErrorApi"
         assert "canary" not in flm("engines", "list").out
+
+    def test_a_ca_file_that_is_missing_none_or_out_of_place(self, flm: Flm, tmp_path: Path) -> None:
+        (tmp_path / "none.pem").write_text("no certificate")
+        base = ("engines", "add", "--id", "a", "--kind", "openai", "--url")
+        for url, file, words in [
+            ("https://127.0.0.1:1", "/no/such/file", "the CA file /no/such/file cannot be read: No such file"),
+            ("https://127.0.0.1:1", str(tmp_path), "cannot be read: Is a directory"),
+            ("https://127.0.0.1:1", str(tmp_path / "none.pem"), "holds no certificate in PEM form"),
+            ("http://127.0.0.1:1", str(tmp_path / "none.pem"), "is not https://"),
+        ]:
+            said = flm(*base, url, "--ca-file", file)
+            assert (said.code, said.error[0]) == (1, "USAGE")
+            assert words in said.error[1]
+        assert flm("engines", "list").data == []
+
+    def test_a_ca_file(self, flm: Flm, tmp_path: Path) -> None:
+        authority = Authority(tmp_path / "ca", "CA")
+        with demo_engine("openai") as engine, tls_front(authority.issue("DNS:localhost"), engine.url) as front:
+            base = ("engines", "add", "--kind", "openai", "--url", front.url)
+            assert flm(*base, "--id", "a", "--ca-file", str(authority.file)).data["status"] == "RunningHealthy"
+            without = flm(*base, "--id", "b").data
+            assert without["status"] == "ErrorNetwork"
+            assert "--ca-file" in without["last_error"]
+            authority.file.unlink()  # it was read then
+            rows = {row["id"]: row["status"] for row in flm("engines", "detect", "--fresh").data}
+            assert rows == {"a": "RunningHealthy", "b": "ErrorNetwork"}
+            assert [row["id"] for row in flm("models", "list").data] == ["flm://a/demo"]
 
     def test_a_credential_file_that_is_not_there(self, flm: Flm) -> None:
         said = flm(

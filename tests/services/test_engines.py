@@ -110,6 +110,20 @@ class TestDetecting:
             assert len(engine.requests()) > before
             assert current.checked_at == "2026-11-18T11:07:10.500Z"
 
+    def test_what_is_current_in_part_is_looked_for_whole(self, folder: Folder) -> None:
+        """A proxy that checked one engine alone leaves rows of different age: the older one must not be missing."""
+
+        async def age_one() -> None:
+            async with await open_config(folder) as config, config.transaction() as transaction:
+                await transaction.change("UPDATE engines_cache SET checked_at = checked_at - 60 WHERE id = 'gpu1'")
+
+        with demo_engine("ollama") as engine, demo_engine("openai") as other:
+            asked = service(folder, engine)
+            asyncio.run(asked.add("gpu1", "openai", other.url))
+            assert [each.id for each in asyncio.run(asked.list())] == ["gpu1", "ollama"]
+            asyncio.run(age_one())
+            assert [each.id for each in asyncio.run(asked.list())] == ["gpu1", "ollama"]
+
     def test_a_clock_set_back_makes_nothing_current(self, folder: Folder) -> None:
         clock = Clock()
         with demo_engine("ollama") as engine:
