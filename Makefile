@@ -54,4 +54,4 @@ lock: $(STAMP) ## resolve the dependencies anew
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
--include tests/clients/clients.mk tests/real/real.mk loadtests/load.mk benches/bench.mk docs/docs.mk
+-include tests/clients/clients.mk tests/real/real.mk tests/real/vllm/vllm.mk loadtests/load.mk benches/bench.mk docs/docs.mk

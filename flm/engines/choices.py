@@ -1,9 +1,9 @@
 """What is put right in the choices of an answer in OpenAI's own format, whichever engine wrote them.
 
-Two deviations are common. Thoughts come as `reasoning` (vLLM since 0.12, LM Studio) or `reasoning_content` (llama.cpp,
-vLLM before); clients of FLM find them under `reasoning_content`, whatever engine stands behind it. And a delta may
-hold several pieces of one tool call (vLLM 0.32 sends name and arguments so): the official clients take the list of the
-first delta as it is and would see two calls, so such pieces become one.
+Two deviations are common. Thoughts come as `reasoning` (vLLM since VLLM#27752, LM Studio) or as `reasoning_content`
+(llama.cpp, vLLM before); clients of FLM find them under `reasoning_content`, whatever engine stands behind it. And a
+delta may hold several pieces of one tool call (vLLM 0.32 sends name and arguments so): the official clients take the
+list of the first delta as it is and would see two calls, so such pieces become one.
 
 Does not know which engine spoke. What is not one of these two stays as it came, raw.
 """

@@ -2,7 +2,7 @@
 
 Facts: vLLM 0.32.0, run and read, older versions by their issues (VLLM#…), and the recordings in tests/golden/engines.
 It speaks OpenAI's format, so it is passed through. Its own are: an API key that guards `/v1` but not `/version`;
-thoughts under `reasoning` (since 0.12; before, `reasoning_content`), in requests too; finish reasons `abort` and
+thoughts under `reasoning` (since VLLM#27752; before, `reasoning_content`), in requests too; finish reasons `abort` and
 `error`, which are no answer; and refusals of what the API allows: an empty list of tools, and `stream_options` where
 nothing is streamed.
 
@@ -117,7 +117,7 @@ _PASSED: Final = (Rule(Act.PASS, "the engine refuses what its model lacks"),)
 
 
 def _with_both_names(messages: Raw) -> Raw:
-    """Thoughts of earlier answers under both names: versions before 0.12 read the one, later ones the other."""
+    """Thoughts of earlier answers under both names: old versions read one, those before VLLM#42664 only the other."""
     if b'"reasoning' not in bytes(messages):
         return messages
     found: list[dict[str, Raw]] = decoded(_messages, messages, "messages")

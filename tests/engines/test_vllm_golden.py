@@ -403,7 +403,7 @@ def test_the_last_delta_may_say_something() -> None:
 
 
 def test_both_names_of_thoughts_come_as_one() -> None:
-    """Versions between the two names send both (0.12)."""
+    """Versions between VLLM#27752 and VLLM#33402 send both."""
     new, old = chunk('{"reasoning":"a"}'), chunk('{"reasoning_content":"b"}')
     both = chunk('{"reasoning":"c","reasoning_content":"c"}')
     found = streamed(ROLE, new, old, both, chunk('{"reasoning":null,"content":"d"}'), STOP, DONE)

@@ -203,22 +203,32 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def missing_of(parts: list[Part]) -> list[Part]:
+    """Those that are not built, or whose program does not start here."""
+    return [part for part in parts if not (locations.is_built(part.folder) and _runs(part, part.folder))]
+
+
+def build_parts(wanted: list[Part], folder: Path, length: str) -> None:
+    """Make each part, in this order; StepError when one fails. `length` says in words how long it takes."""
+    started = time.monotonic()
+    print(f"Building {', '.join(part.name for part in wanted)} in {folder}{length}.")
+    for part in wanted:
+        _build(part)
+    minutes = (time.monotonic() - started) / 60
+    print(f"Built after {minutes:.1f} minutes; logs in {folder / LOG_FOLDER}.")
+
+
 def _build_all(folder: Path) -> int:
     parts = _parts()
-    wanted = [part for part in parts if not (locations.is_built(part.folder) and _runs(part, part.folder))]
+    wanted = missing_of(parts)
     if not wanted:
         print(f"The real engines are built: {', '.join(part.name for part in parts)} (in {folder}).")
         return 0
     if found := toolchain.missing(folder, programs=any(part.check for part in wanted)):
         print(toolchain.describe(found), file=sys.stderr)
         return 1
-    started = time.monotonic()
-    length = " (once; up to 15 minutes on two cores)" if any(part.check for part in wanted) else ""
-    print(f"Building {', '.join(part.name for part in wanted)} in {folder}{length}.")
-    for part in wanted:
-        _build(part)
-    minutes = (time.monotonic() - started) / 60
-    print(f"The real engines are built after {minutes:.1f} minutes; logs in {folder / LOG_FOLDER}.")
+    compiled = any(part.check for part in wanted)
+    build_parts(wanted, folder, " (once; up to 15 minutes on two cores)" if compiled else "")
     return 0
 
 
@@ -236,6 +246,11 @@ def main() -> int:
         for part in _parts():
             print(f"{part.name}: {part.folder} {'(built)' if locations.is_built(part.folder) else '(not built)'}")
         return 0
+    return run_build(_build_all)
+
+
+def run_build(work: Callable[[Path], int]) -> int:
+    """The exit code of `work`, called with the folder of the engines while no other build runs."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminated)  # so that the compilers end and the scratch folder goes
     os.nice(10)
@@ -243,7 +258,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _lock(folder):
-            return _build_all(folder)
+            return work(folder)
     except StepError as failure:
         print(f"\n{failure}", file=sys.stderr)
         return 1

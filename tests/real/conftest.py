@@ -60,8 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Without the engines every test here would fail: say once what is missing, and fail."""
-    wanted = any(HERE in item.path.parents for item in session.items) and not session.config.option.collectonly
+    """Without the engines every test here would fail: say once what is missing, and fail. Folders below have others."""
+    wanted = any(item.path.parent == HERE for item in session.items) and not session.config.option.collectonly
     if wanted and (absent := locations.absent()):
         lines = [f"  {name} ({folder})" for name, folder in absent.items()]
         text = "\n".join(["These engines are not built:", *lines, "Run `make engines` first (once, ten minutes)."])

@@ -146,12 +146,13 @@ def _launch(
     ready: str,
     log: Path,
     wanted: int | None = None,
+    seconds: float = START_DEADLINE_SECONDS,
 ) -> tuple[int, subprocess.Popen[bytes]]:
     """Start a program on port `wanted`, or a free one, and wait until GET `ready` answers 200; -> port, process."""
     for _ in range(START_ATTEMPTS):
         port = wanted or free_port()
         try:
-            return port, _start(command(port), environment(port), f"http://127.0.0.1:{port}{ready}", log)
+            return port, _start(command(port), environment(port), f"http://127.0.0.1:{port}{ready}", log, seconds)
         except ChildProcessError as error:
             text = log.read_text(errors="replace")
             if "in use" not in text:
@@ -159,14 +160,16 @@ def _launch(
     raise EngineStartError(f"every port chosen was taken before the engine could bind it, see {log}")
 
 
-def _start(command: list[str], environment: dict[str, str], ready: str, log: Path) -> subprocess.Popen[bytes]:
+def _start(
+    command: list[str], environment: dict[str, str], ready: str, log: Path, seconds: float
+) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         try:
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         except OSError as error:
             raise EngineStartError(f"cannot start {command[0]}: {error}; is it built (`make engines`)?") from error
     try:
-        wait_until(lambda: _answers(ready), START_DEADLINE_SECONDS, f"200 from {ready}", process=process)
+        wait_until(lambda: _answers(ready), seconds, f"200 from {ready}", process=process)
     except BaseException:
         _end(process)
         raise
