@@ -97,7 +97,7 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)
 
 
 # server/routes.go of 0.33.0-rc2, compared with the routes in the program of 0.34.4. Not closed, since their paths also
-# serve prompts: the `keep_alive` of a request, which loads and unloads its model, and models on Ollama's cloud.
+# serve prompts: a request's own `keep_alive`, which loads and unloads its model, and models that run on Ollama's cloud.
 CLOSED: Final = (
     ClosedRoute("/api/pull", "downloads a model"),
     ClosedRoute("/api/push", "uploads a model"),
