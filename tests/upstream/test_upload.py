@@ -216,7 +216,8 @@ def test_a_body_and_its_answer_flow_at_the_same_time(run: Run) -> None:
 def test_an_engine_that_goes_away_in_the_middle_of_the_body(run: Run, end: object) -> None:
     async def main() -> None:
         async with ScriptedEngine([seen(b"one"), end]) as engine:  # type: ignore[list-item]
-            pool = open_pool(engine.url)
+            failures: list[RequestError] = []
+            pool = open_pool(engine.url, on_failure=failures.append)
             upload = await pool.upload("POST", "/x", HEADERS, None)
             await upload.write(b"one")
             with pytest.raises(RequestError, match="before it answered") as gone:
