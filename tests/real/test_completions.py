@@ -6,6 +6,8 @@ with the usual reply: no template stands between.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import openai
 import pytest
 from openai.types import Completion
@@ -13,6 +15,7 @@ from openai.types import Completion
 from tests.real import engines as real
 from tests.real.asking import HELLO
 from tests.real.conftest import CHAT_ENGINES, MODELS, Target
+from tests.real.installation import Installation
 
 PROMPT = "Hi<|assistant|>"
 LONG = "word " * 9000
@@ -142,3 +145,31 @@ def test_a_model_for_embeddings_completes_nothing(
     for error in (text.value, chat.value):
         assert (error.code, error.param) == ("unsupported_parameter", "model")
         assert "embeddings" in error.message
+
+
+FILL_IN = "{{ if .Suffix }}{{ .Prompt }} {{ .Suffix }}<|assistant|>{{ else }}{{ .Prompt }}{{ end }}"
+
+
+@pytest.mark.parametrize("name", ["ollama-old", "ollama-rendered"])
+def test_a_model_that_can_fill_in(
+    client: openai.OpenAI, flm: Installation, engines: dict[str, real.Engine], name: str
+) -> None:
+    """Its template says how it is asked to: only then a `suffix` goes through it."""
+    engine = engines[name]
+    made = {"model": "scripted-insert", "from": "scripted", "template": FILL_IN, "stream": False}
+    assert engine.ask("POST", "/api/create", made) == {"status": "success"}
+    flm.run("engines", "add", "--id", "insert", "--kind", engine.kind, "--url", engine.url)  # is looked at at once
+    try:
+        model = "flm://insert/scripted-insert"
+        assert "insert" in client.models.retrieve(model).model_dump()["capabilities"]
+        assert client.completions.create(model=model, prompt="Hi", suffix="end").choices[0].text == HELLO
+        assert "".join(
+            choice.text
+            for chunk in client.completions.create(model=model, prompt="Hi", suffix="end", stream=True)
+            for choice in chunk.choices
+        ) == HELLO  # fmt: skip
+        assert client.completions.create(model=model, prompt=PROMPT).choices[0].text == HELLO
+    finally:
+        flm.run("engines", "remove", "insert")
+        with suppress(ValueError):  # the answer is empty
+            engine.ask("DELETE", "/api/delete", {"model": "scripted-insert"})
