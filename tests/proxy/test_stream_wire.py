@@ -134,9 +134,10 @@ def test_a_stream_has_one_id_one_end_and_the_usage_that_was_asked_for(one: Recor
     finishes = Counter(choice["index"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"])
     assert finishes
     assert set(finishes.values()) == {1}
-    usages = [chunk for chunk in chunks if chunk.get("usage")]
-    assert len(usages) == (1 if one.call.peek.include_usage else 0)
-    assert all(chunk["choices"] == [] for chunk in usages)
+    usages = [chunk["choices"] for chunk in chunks if chunk.get("usage")]
+    assert usages.count([]) == (1 if one.call.peek.include_usage else 0)
+    running = b"continuous_usage_stats" in bytes(one.call.peek.fields.get("stream_options", b""))  # vLLM has it
+    assert usages in ([], [[]]) or running
     roles = [choice["index"] for chunk in chunks for choice in chunk["choices"] if choice["delta"].get("role")]
     if one.exchange.body.count(b'"role":"assistant"') == len(finishes) or not _events(one.exchange.body):
         assert Counter(roles) == Counter(list(finishes))
