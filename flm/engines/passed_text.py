@@ -6,17 +6,22 @@ in a chunk of its own. Knows the format, but no engine.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from flm.engines.base import Call, Change, UpstreamRequest
 from flm.engines.passed import PassedAnswer, PassedStream, Top, fields_of, is_array, is_empty, items_of, says_something
 from flm.engines.refusals import unreadable
+from flm.errors import UpstreamProtocolError
 from flm.wire.chat import BRACE, MALFORMED, first_byte
 from flm.wire.chunks import Logprob
 from flm.wire.completions import CompletionParameters, LogprobWriter
 from flm.wire.framing import Event
 
 Raw = msgspec.Raw
+UNSET = msgspec.UNSET
+MAX_CHOICES: Final = 4096  # of one answer, each with the length of its text so far: prompts times `n`
 
 _encoder = msgspec.json.Encoder()
 
@@ -59,7 +64,10 @@ class PassedTextStream(PassedStream):
         return fields
 
     def _last(self) -> bytes:
-        return b"" if self._usage is None else b"data: " + self._model.anew(self._usage) + b"\n\n"
+        if self._usage is None:
+            return b""
+        steady = self._constants.differing(self._usage.get("id", UNSET), self._usage.get("created", UNSET)) or {}
+        return b"data: " + self._model.anew({**self._usage, **steady}) + b"\n\n"
 
 
 class TextChoices:
@@ -69,7 +77,7 @@ class TextChoices:
 
     def __init__(self, top: int) -> None:
         self._top = top
-        self._writers: dict[bytes, LogprobWriter] = {}
+        self._writers: dict[int, LogprobWriter] = {}
 
     def mended(self, choices: bytes) -> Raw | None:
         """`choices` in the API's shape; None if they are so already. Raises UpstreamProtocolError."""
@@ -89,7 +97,9 @@ class TextChoices:
         tokens = _logprobs.decode(given).content
         if tokens is None:
             return False
-        index = bytes(choice.get("index", b"0"))
+        index = _index.decode(choice.get("index", b"0"))
+        if index not in self._writers and len(self._writers) >= MAX_CHOICES:
+            raise UpstreamProtocolError(f"the engine numbers more than {MAX_CHOICES} choices")
         writer = self._writers.setdefault(index, LogprobWriter(self._top))
         choice["logprobs"] = Raw(_encoder.encode(writer.next(tokens)))
         return True
@@ -100,6 +110,7 @@ class _ChatLogprobs(msgspec.Struct):
 
 
 _logprobs = msgspec.json.Decoder(_ChatLogprobs)
+_index = msgspec.json.Decoder(int)
 
 
 class PassedText(PassedAnswer):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flm.engines import passed_text
 from flm.engines.base import Call, Endpoint
 from flm.engines.registry import DIALECTS
 from flm.errors import RequestError
@@ -76,6 +77,15 @@ def test_offsets_of_each_choice_run_through_the_stream() -> None:
     assert chunks[3]["choices"][0]["logprobs"] is None
 
 
+def test_an_engine_that_numbers_choices_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passed_text, "MAX_CHOICES", 2)
+    pieces = [chunk("Hi", index=index, logprobs={"content": TOKENS[:1]}) for index in (0, 1, 0, 2)]
+    found = every_way(LLAMACPP, wanted(stream=True, logprobs=1), 200, SSE, stream(*pieces))
+    assert found.data.count(b'"text_offset"') == 3
+    assert found.error is not None
+    assert "more than 2 choices" in found.error[2]
+
+
 def test_log_probabilities_in_the_right_shape_pass_untouched() -> None:
     right = {"tokens": ["content"], "token_logprobs": [-1], "top_logprobs": [{"content": -1}], "text_offset": [0]}
     body = json.dumps(chunk('"content"', "stop", logprobs=right)).encode()
@@ -97,6 +107,12 @@ def test_usage_beside_the_last_choice_gets_a_chunk_of_its_own() -> None:
     assert [each.get("usage") for each in chunks] == [None, None, USAGE]
     assert [len(each["choices"]) for each in chunks] == [1, 1, 0]
     assert {(each["id"], each["model"]) for each in chunks} == {("c", CALLER_MODEL)}
+
+
+def test_usage_that_is_set_apart_has_the_id_and_the_time_of_its_stream() -> None:
+    chunks = read(stream(chunk("a"), chunk("", "stop", usage=USAGE, id="other", created=9)), **WITH_USAGE)
+    assert {(each["id"], each["created"]) for each in chunks} == {("c", 1)}
+    assert chunks[-1]["usage"] == USAGE
 
 
 def test_usage_in_a_chunk_of_its_own_stays_the_only_one() -> None:
