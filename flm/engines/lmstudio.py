@@ -170,17 +170,19 @@ def _embedded(_value: Raw, given: Mapping[str, Raw]) -> Mapping[str, Any]:
     return {}
 
 
+_ONE_ANSWER: Final = (Rule(Act.CHANGE, "one answer is all it gives", value=1),)
+_UNDOCUMENTED: Final = (Rule(Act.IGNORED, "not among its documented parameters"),)
+_UNTHINKING: Final = (Rule(Act.IGNORED, "where the model is not known to think", lacking="thinking"),)
+
 CHAT_TABLE: Final = Table(
     CHAT_CASES,
     {
         **LOCAL,
         "max_completion_tokens": (Rule(Act.REWORD, "as `max_tokens`", at="max_tokens", make=_limit),),
-        "n > 1": (Rule(Act.CHANGE, "one answer is all it gives", value=1),),
-        "logprobs": (Rule(Act.IGNORED, "not among its documented parameters"),),
-        "top_logprobs": (Rule(Act.IGNORED, "not among its documented parameters"),),
-        "parallel_tool_calls: false": (Rule(Act.IGNORED, "not among its documented parameters"),),
-        'reasoning_effort "none"': (Rule(Act.IGNORED, "where the model is not known to think", lacking="thinking"),),
-        "reasoning_effort": (Rule(Act.IGNORED, "where the model is not known to think", lacking="thinking"),),
+        "n > 1": _ONE_ANSWER,
+        **dict.fromkeys(("logprobs", "top_logprobs", "parallel_tool_calls: false"), _UNDOCUMENTED),
+        'reasoning_effort "none"': _UNTHINKING,
+        "reasoning_effort": _UNTHINKING,
         "tool_choice of one function": (
             Rule(Act.REWORD, 'as `tool_choice` "required" with that one tool', make=only_named_tool),
         ),
@@ -272,7 +274,14 @@ class LMStudio(PassThrough):
     label = "LM Studio"
     idle_seconds = 4.0  # Node.js closes after 5 s
     chat_table = CHAT_TABLE
-    completion_table = Table(COMPLETION_CASES, completion_cases.LOCAL)
+    completion_table = Table(
+        COMPLETION_CASES,
+        {
+            **completion_cases.LOCAL,
+            "n > 1": _ONE_ANSWER,
+            **dict.fromkeys(("suffix", "best_of > 1", "echo: true", "logprobs: 0", "logprobs"), _UNDOCUMENTED),
+        },
+    )
     embedding_table = Table(EMBEDDING_CASES, {**embedding_cases.LOCAL, "dimensions": NO_DIMENSIONS})
     stream_type = LMStudioStream
     answer_type = LMStudioAnswer

@@ -234,6 +234,26 @@ def test_what_it_does_not_know_is_told(fields: dict[str, Any], changes: tuple[Ch
     assert sent(chat(**fields))[1] == changes
 
 
+@pytest.mark.parametrize(
+    ("fields", "changes"),
+    [
+        ({"max_tokens": 5, "stop": "x", "seed": 1}, ()),
+        ({"n": 2}, (Change("n", "changed", 1),)),
+        ({"suffix": "x"}, (Change("suffix", "ignored"),)),
+        ({"echo": True, "logprobs": 2}, (Change("echo", "ignored"), Change("logprobs", "ignored"))),
+    ],
+)
+def test_what_it_does_not_know_of_a_text_to_continue_is_told(
+    fields: dict[str, Any], changes: tuple[Change, ...]
+) -> None:
+    assert sent({"prompt": "Once", **fields}, endpoint=Endpoint.COMPLETIONS)[1] == changes
+
+
+def test_dimensions_it_would_ignore_are_refused() -> None:
+    body = {"input": "a", "dimensions": 2}
+    assert refused(body, endpoint=Endpoint.EMBEDDINGS) == (400, "unsupported_parameter", "dimensions")
+
+
 def test_what_changes_its_models_is_closed() -> None:
     for method, path in (
         ("POST", "/api/v1/models/load"),
@@ -487,3 +507,11 @@ def test_embeddings_as_numbers_under_the_callers_model() -> None:
     body = embedded("embeddings", encoding_format="float")
     assert [item.embedding for item in read_embeddings(body).data] == [[-0.016731, 0.02846, -0.140722], [1, 0, -0.001]]
     assert b"@q8_0" not in body
+
+
+def test_an_error_in_the_place_of_embeddings_is_one() -> None:
+    wanted = call({"input": "a"}, endpoint=Endpoint.EMBEDDINGS, model=NOMIC)
+    body = b'{"error":"Unexpected endpoint or method. (POST /v1/embeddings)"}'
+    outcome = every_way(LM, wanted, 200, {b"content-type": b"application/json"}, body)
+    assert outcome.error is not None
+    assert outcome.error[:2] == (502, "engine_error")
