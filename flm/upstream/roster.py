@@ -4,7 +4,8 @@ Pure: does not ask anybody (see `detect`), and keeps nothing: what was found bef
 
 Strategy: registered engines come first, an address that has a name is not looked at under another one. Of what was
 seen, in the order of the dialects, an address goes to the first kind that recognised it; one that was recognised before
-is remembered for some more checks; a kind that runs nowhere and is installed is listed once.
+is remembered for some more checks, unless nothing listens there any more and one of its kind has just appeared
+elsewhere: then it has moved, and takes its name along; a kind that runs nowhere and is installed is listed once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from flm.wire.http1 import parse_address
 
 RECOGNISED: Final = frozenset({Verdict.RECOGNISED, Verdict.BUSY})
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_States = Mapping[tuple[str, str, str], State]
 
 
 class Registered(msgspec.Struct, frozen=True):
@@ -106,13 +108,28 @@ def judge(
             claimed.add(candidate.place)
             found.append(_detected(candidate, observation, before, thresholds, now))
     free = [(candidate, observation) for candidate, observation in seen if candidate.place not in claimed]
+    moves: dict[str, str] = {}
     for kind, group in _by_kind(free):
         rest = [_detected(candidate, observation, before, thresholds, now) for candidate, observation in group.values()]
         ailing = [engine for engine in rest if _remembered(engine, before, thresholds)]
+        gone = [engine for engine in ailing if not group[place_of(engine.url)][1].listening]
+        moves |= {
+            place_of(to.url): place_of(here.url) for here, to in zip(gone, _new(kind, found, before), strict=False)
+        }
+        ailing = [engine for engine in ailing if place_of(engine.url) not in moves.values()]
         found += ailing
         if not ailing and not any(engine.kind == kind and engine.source == "detected" for engine in found):
             found += [engine for engine in rest if engine.state.status == INSTALLED][:1]
-    return _named(found, previous)
+    return _named(found, previous, moves)
+
+
+def _new(kind: str, found: Iterable[Detected], before: _States) -> list[Detected]:
+    """Those of this kind that were found where none of it was known."""
+    return [
+        engine
+        for engine in found
+        if engine.kind == kind and not engine.id and (kind, place_of(engine.url), "detected") not in before
+    ]
 
 
 def _by_kind(
@@ -124,9 +141,6 @@ def _by_kind(
         if candidate.registered is None:
             groups.setdefault(candidate.dialect.kind, {}).setdefault(candidate.place, (candidate, observation))
     return list(groups.items())
-
-
-_States = Mapping[tuple[str, str, str], State]
 
 
 def _detected(
@@ -146,14 +160,16 @@ def _remembered(engine: Detected, before: _States, thresholds: Thresholds) -> bo
     return engine.state.failures <= 2 * thresholds.failures
 
 
-def _named(found: Iterable[Detected], previous: Iterable[Detected]) -> list[Detected]:
-    """Detected engines are called by their kind, further ones `kind-2`, `kind-3` by port; a name once given stays."""
+def _named(found: Iterable[Detected], previous: Iterable[Detected], moves: Mapping[str, str]) -> list[Detected]:
+    """Detected engines are called by their kind, further ones `kind-2`, `kind-3` by port; a name once given stays,
+    also with one that moved (`moves`: to which place, from where)."""
     earlier = {(engine.kind, place_of(engine.url)): engine.id for engine in previous if engine.source == "detected"}
     named = [engine for engine in found if engine.id]
     taken = {engine.id for engine in named}
     nameless = []
     for engine in sorted((engine for engine in found if not engine.id), key=_port_order):
-        name = earlier.get((engine.kind, place_of(engine.url)))
+        place = place_of(engine.url)
+        name = earlier.get((engine.kind, moves.get(place, place)))
         if name is None or name in taken:
             nameless.append(engine)
         else:
