@@ -8,7 +8,6 @@ without recordings is judged by the formats that engines commonly speak.
 from __future__ import annotations
 
 import json
-import re
 import tracemalloc
 from typing import Any
 
@@ -29,7 +28,6 @@ from tests.support.translating import (
     Outcome,
     chunks,
     cut,
-    every_way,
     outcome,
     payloads,
     read_completion,
@@ -49,8 +47,7 @@ MODES: dict[str, tuple[Endpoint, dict[str, Any]]] = {
     "base64": (Endpoint.EMBEDDINGS, {"encoding_format": "base64"}),
 }
 # What is translated for every engine that comes with FLM; a new dialect may have less.
-BUILT_IN = frozenset({"llamacpp", "ollama", "openai"})
-BUILT_IN_MODES = frozenset({"stream", "stream with usage", "whole", "floats", "base64"})
+BUILT_IN = frozenset({"llamacpp", "lmstudio", "ollama", "openai", "vllm"})
 
 
 def calls(kind: str) -> dict[str, Call]:
@@ -115,7 +112,7 @@ BENT = [pytest.param(kind, *rest, id=name) for kind in KINDS for name, rest in b
 def test_the_built_in_dialects_take_part_in_full() -> None:
     assert set(KINDS) >= BUILT_IN
     for kind in BUILT_IN:
-        assert set(calls(kind)) >= BUILT_IN_MODES, kind
+        assert set(calls(kind)) == set(MODES), kind
         assert {mode_of(one) for one in recorded(kind)} >= {"stream", "whole", "floats", "base64"} - (
             {"stream"} if kind in NATIVE else set()  # its recordings are read as if usage had been asked for
         )
@@ -339,78 +336,3 @@ def test_requests_are_sent_as_json_to_a_path(kind: str, mode: str) -> None:
         assert sent.get("stream", False) is translation.streaming
     assert b"scripted" in request.path.encode() + request.body
     assert CALLER_MODEL.encode() not in request.body
-
-
-# Of those that pass answers on, the ones whose answers need more to be put right; their own tests say what.
-MENDED = frozenset({"lmstudio"})
-PASSED = [
-    pytest.param(one, id=one.id)
-    for kind in KINDS
-    if kind not in NATIVE | MENDED
-    for one in recorded(kind)
-    if one.exchange.status == 200 and one.call.endpoint is not Endpoint.EMBEDDINGS
-]
-
-
-def put_right(event: bytes) -> bytes:
-    """An event or a whole answer as clients expect it; the very bytes where nothing is to be put right."""
-    start, text = (b"data: ", event[6:]) if event.startswith(b"data: ") else (b"", event)
-    if b'"reasoning":"' not in text and b'"tool_calls":[' not in text:
-        return event
-    parsed = json.loads(text)
-    for choice in parsed["choices"]:
-        said = choice.get("delta") or choice["message"]
-        if said.get("reasoning") is not None:
-            renamed = {"reasoning_content" if name == "reasoning" else name: value for name, value in said.items()}
-            said.clear()
-            said.update(renamed)
-        if choice.get("delta", {}).get("tool_calls"):
-            said["tool_calls"] = pieces_joined(said["tool_calls"])
-    again = json.dumps(parsed, ensure_ascii=False, separators=(",", ":")).encode()
-    return event if parsed == json.loads(text) else start + again
-
-
-def pieces_joined(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    joined: dict[int, dict[str, Any]] = {}
-    for piece in pieces:
-        function = piece.setdefault("function", {})
-        if piece["index"] in joined:
-            joined[piece["index"]]["function"]["arguments"] += function.get("arguments") or ""
-        else:
-            joined[piece["index"]] = piece
-            if "name" in function:
-                function.setdefault("arguments", "")
-    return list(joined.values())
-
-
-@pytest.mark.parametrize("one", PASSED)
-def test_an_answer_passes_with_another_model_and_nothing_else_changed(one: Recorded) -> None:
-    """Golden pairs of the dialects that pass answers on; usage that nobody asked for is left out.
-
-    Thoughts have one name whatever the engine calls them, and the pieces of one call in one delta are one piece.
-    """
-    body = one.exchange.body
-    found = every_way(DIALECTS[one.kind], one.call, 200, one.exchange.headers, body)
-    expected = re.sub(rb'"model":"[^"]*"', b'"model":"' + CALLER_MODEL.encode() + b'"', body)
-    if one.call.endpoint is Endpoint.CHAT and one.call.peek.stream and not one.call.peek.include_usage:
-        events = expected.split(b"\n\n")
-        expected = b"\n\n".join(event for event in events if b'"usage":{' not in event)
-    if one.call.endpoint is Endpoint.CHAT:
-        expected = b"\n\n".join(put_right(event) for event in expected.split(b"\n\n"))
-    if found.error is not None:
-        assert expected.startswith(found.data)
-    elif one.call.endpoint is Endpoint.COMPLETIONS and one.call.peek.stream:
-        check_usage_apart(expected, found.data, asked=one.call.peek.include_usage)
-    else:
-        assert found.data == expected
-
-
-def check_usage_apart(expected: bytes, found: bytes, *, asked: bool) -> None:
-    """A streamed text is as the engine wrote it, but usage has a chunk of its own, and only if it was asked for."""
-    said, read = ([json.loads(each) for each in payloads(body) if each != b"[DONE]"] for body in (expected, found))
-    counts = [chunk.pop("usage", None) for chunk in said]
-    told = [chunk.pop("usage", None) for chunk in read]
-    assert [chunk for chunk in read if chunk["choices"]] == [chunk for chunk in said if chunk["choices"]]
-    assert [chunk["choices"] == [] for chunk in read if chunk["choices"] == []] == [True] * asked
-    assert told[:-1] == [None] * (len(told) - 1)
-    assert told[-1] == (next(each for each in reversed(counts) if each) if asked else None)
