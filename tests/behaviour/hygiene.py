@@ -94,7 +94,7 @@ async def arrived(stage: Stage, tapped: Tap) -> list[Arrived]:
         del tapped.received[:]
         answer = await stage.flm.ask("POST", way.endpoint.value, stage.body(way, f"tapped-{stage.kind}"), *headers)
         assert answer.status == 200, answer.body
-        found.append(_checked(stage, way.label, bytes(tapped.received)))
+        found.append(checked(stage, way.label, bytes(tapped.received)))
         assert found[-1].line, "the tap has recorded nothing"
     found.append(await _passed_on(stage, tapped, headers))
     for path in ("/v1/models", f"/v1/models/flm://tapped-{stage.kind}/{stage.engine.model}"):
@@ -102,7 +102,7 @@ async def arrived(stage: Stage, tapped: Tap) -> list[Arrived]:
         answer = await stage.flm.ask("GET", path, None, *headers)
         assert answer.status == 200, answer.body
         label = "models" if path == "/v1/models" else "one model"
-        found.append(_checked(stage, label, bytes(tapped.received)))
+        found.append(checked(stage, label, bytes(tapped.received)))
     return found
 
 
@@ -115,10 +115,11 @@ async def _passed_on(stage: Stage, tapped: Tap, headers: list[str]) -> Arrived:
     del tapped.received[:]
     answer = await stage.flm.ask("POST", f"/engine/tapped-{stage.kind}{path}", body, *headers)
     assert answer.status == 200, answer.body
-    return _checked(stage, "passed on (`/engine/…`)", bytes(tapped.received), PASSED_ON)
+    return checked(stage, "passed on (`/engine/…`)", bytes(tapped.received), PASSED_ON)
 
 
-def _checked(stage: Stage, asked: str, data: bytes, allowed: frozenset[str] = frozenset()) -> Arrived:
+def checked(stage: Stage, asked: str, data: bytes, allowed: frozenset[str] = frozenset()) -> Arrived:
+    """What has arrived. Fails if one of MARKS that is not `allowed` has, or the caller's key."""
     private = {name: value for name, value in MARKS.items() if name not in allowed}
     for mark in (stage.flm.key, *private.values(), *(f"\n{name}:" for name in private)):
         assert mark.lower().encode() not in data.lower(), (stage.kind, asked, mark)
