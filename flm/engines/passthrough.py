@@ -40,8 +40,10 @@ class PassThrough(DialectDefaults):
     completion_table: Table = Table(COMPLETION_CASES, completion_cases.COMMON)
     embedding_table: Table = Table(EMBEDDING_CASES, {})
     embeds_unlisted: bool = False
-    stream_type: type[PassedStream] = PassedStream  # what mends a chat answer on its way back
+    stream_type: type[PassedStream] = PassedStream  # what mends an answer on its way back
     answer_type: type[PassedAnswer] = PassedAnswer
+    text_stream_type: type[PassedTextStream] = PassedTextStream
+    text_type: type[PassedText] = PassedText
 
     def begin(self, call: Call) -> Translation:
         """See `Dialect.begin`."""
@@ -67,8 +69,8 @@ class PassThrough(DialectDefaults):
         request = self._request(call, decided.fields)
         changes = tuple(decided.changes)
         if call.peek.stream:
-            return PassedTextStream(request, changes, call, wanted)
-        return PassedText(request, changes, call, wanted)
+            return self.text_stream_type(request, changes, call, wanted)
+        return self.text_type(request, changes, call, wanted)
 
     def _embed(self, call: Call) -> Translation:
         wanted = parameters(call.peek.fields, EmbeddingParameters)

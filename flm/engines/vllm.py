@@ -20,7 +20,6 @@ from flm.engines import chat_cases, completion_cases, embedding_cases
 from flm.engines.base import (
     Answer,
     Call,
-    Change,
     ClosedRoute,
     Endpoint,
     Identifying,
@@ -33,6 +32,7 @@ from flm.engines.base import (
 )
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.passed import PassedAnswer, PassedStream, Top
+from flm.engines.passed_text import PassedText, PassedTextStream
 from flm.engines.passthrough import PassThrough
 from flm.engines.places import executables
 from flm.engines.probing import MAX_MODELS, RECOGNISED, body_of, dismissed, foreign, listed, server, shaped
@@ -156,20 +156,23 @@ def _unfinished() -> UpstreamProtocolError:
 class _Stream(PassedStream):
     """A streamed answer whose choices must all have ended when the stream does."""
 
-    def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call) -> None:
-        super().__init__(request, changes, call)
-        self._running: dict[int, bool] = {}
+    _running: dict[int, bool] | None = None
 
     def _mended(self, data: bytes, top: Top, *, unasked: bool) -> dict[str, Raw] | None:
+        running = self._running = {} if self._running is None else self._running
         for choice in _ended(top):
-            if choice.index in self._running or len(self._running) < MAX_CHOICES:
-                self._running[choice.index] = self._running.get(choice.index, True) and choice.finish_reason is None
+            if choice.index in running or len(running) < MAX_CHOICES:
+                running[choice.index] = running.get(choice.index, True) and choice.finish_reason is None
         return super()._mended(data, top, unasked=unasked)
 
     def _last(self) -> bytes:
         if not self._running or any(self._running.values()):
             raise _unfinished()
         return super()._last()
+
+
+class _TextStream(_Stream, PassedTextStream):
+    """A streamed text completion, of which the same holds."""
 
 
 class _Whole(PassedAnswer):
@@ -180,6 +183,10 @@ class _Whole(PassedAnswer):
         if any(choice.finish_reason is None for choice in _ended(top)):
             raise _unfinished()
         return fields
+
+
+class _Text(_Whole, PassedText):
+    """A whole text completion, of which the same holds."""
 
 
 # The api_router.py files of vllm/entrypoints in 0.32.0. Those of its development mode (serve/dev) and of rl/online are
@@ -241,6 +248,8 @@ class VLLM(PassThrough):
     closed_routes = CLOSED
     stream_type = _Stream
     answer_type = _Whole
+    text_stream_type = _TextStream
+    text_type = _Text
     chat_table = Table(
         chat_cases.CHAT_CASES,
         {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from typing import Any
 
@@ -378,6 +379,17 @@ def test_an_end_that_is_none_is_an_error(end: list[bytes], code: str, words: str
     assert found.error[0] == 502
     assert found.error[1] == code
     assert words in found.error[2]
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", None])
+@pytest.mark.parametrize("case", ["completions", "completions_stream", "completions_batch_stream"])
+def test_a_text_that_has_no_end(case: str, reason: str | None) -> None:
+    recorded = exchange(SCRIPTED, case)
+    body = re.sub(rb'"finish_reason":"\w+"', b'"finish_reason":' + json.dumps(reason).encode(), recorded.body)
+    found = every_way(VLLM, asked(recorded), 200, recorded.headers, body)
+    assert b"[DONE]" not in found.data
+    assert found.error is not None
+    assert found.error[0] == 502
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", None])
