@@ -247,16 +247,24 @@ def test_one_that_is_registered_anew_elsewhere(tmp_path: Path) -> None:
     run(main)
 
 
-def test_one_that_moves_to_another_port_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["both ports known", "settings change"])
+def test_one_that_moves_to_another_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """It keeps its name."""
     home = tmp_path / "home of the user"
-    settings = home / ".lmstudio" / ".internal" / "http-server-config.json"
-    settings.parent.mkdir(parents=True)
+    older, newer = home / ".cache" / "lm-studio" / ".internal", home / ".lmstudio" / ".internal"
+    for folder in (older, newer):
+        folder.mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("FLM_ENGINE_DISCOVER", "true")
     first, second = free_port(), free_port()
 
+    def configure(folder: Path, port: int) -> None:
+        (folder / "http-server-config.json").write_text(json.dumps({"port": port}))
+
     async def main() -> None:
-        settings.write_text(json.dumps({"port": first}))
+        configure(newer, first)
+        if known:
+            configure(older, second)
         async with running(tmp_path, WORKER, engine__check_interval_seconds=SOON) as proxy:
             client = await Client.of(proxy)
 
@@ -266,9 +274,11 @@ def test_one_that_moves_to_another_port_of_its_settings(tmp_path: Path, monkeypa
             with demo_engine("lmstudio", "--model", "one", port=first) as engine:
                 await eventually(lambda: ours("one"))
                 kill(engine)
-            settings.write_text(json.dumps({"port": second}))
+            if not known:
+                configure(newer, second)
             with demo_engine("lmstudio", "--model", "two", port=second):
                 await eventually(lambda: ours("two"))
-                assert (await client.chat("flm://lmstudio/two")).status == 200
+                for name in ("flm://lmstudio/two", "two"):
+                    assert (await client.chat(name)).status == 200
 
     run(main)
