@@ -42,7 +42,7 @@ from flm.engines.requests import only_named_tool
 from flm.errors import UpstreamProtocolError
 from flm.snapshot import Model
 from flm.wire.chat import BRACKET, MALFORMED, content_parts, decoded, first_byte, invalid
-from flm.wire.framing import Comment, Event
+from flm.wire.framing import Event
 
 Raw = msgspec.Raw
 UNSET = msgspec.UNSET
@@ -120,7 +120,6 @@ _image_url = msgspec.json.Decoder(_ImageUrl)
 _messages = msgspec.json.Decoder(list[dict[str, Raw]])
 _fields = msgspec.json.Decoder(dict[str, Raw])
 _encoder = msgspec.json.Encoder()
-_EMPTY: Final = Raw(b"{}")
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')  # a quote inside a string has a backslash: this is a key
 _FINGERPRINT = re.compile(rb'"system_fingerprint"\s*:\s*("(?:[^"\\]|\\.)*")')
 # Its own API, as far as it only reads or answers.
@@ -206,19 +205,15 @@ class LMStudioStream(PassedStream):
         self._fingerprint = _Fingerprint(call)
         self._finished = False
 
-    def _pass(self, events: list[Event | Comment], out: bytearray) -> None:
-        for event in events:
-            if isinstance(event, Event) and event.data.startswith(b"[DONE]") and not self._finished:
-                words = "the engine ended its stream without saying why; it does so when a prompt is too long for it"
-                raise UpstreamProtocolError(words)
-            super()._pass([event], out)
-            if self._complete:
-                return
-
     def _pass_chunk(self, event: Event, out: bytearray) -> None:
-        data = self._fingerprint.rewritten(event.data)
-        self._finished = self._finished or _FINISHED.search(data) is not None
-        super()._pass_chunk(Event(data, event.fields), out)
+        self._finished = self._finished or _FINISHED.search(event.data) is not None
+        super()._pass_chunk(Event(self._fingerprint.rewritten(event.data), event.fields), out)
+
+    def _last(self) -> bytes:
+        if not self._finished:
+            words = "the engine ended its stream without saying why; it does so when a prompt is too long for it"
+            raise UpstreamProtocolError(words)
+        return super()._last()
 
 
 class LMStudioAnswer(PassedAnswer):
