@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from flm.engines.closed import CLOSED_ANYWHERE, ClosedRoute
 from flm.errors import Header
 from flm.snapshot import Model
 from flm.wire.openai import Peek
@@ -107,57 +108,6 @@ class Change(msgspec.Struct, frozen=True):
     parameter: str
     action: str
     value: str | int | float | None = None
-
-
-class ClosedRoute(msgspec.Struct, frozen=True):
-    """A route of an engine that the pass-through keeps closed until the operator opens it.
-
-    `path` begins with `/`; one that ends in `/*` means everything below it too. `method` `*` is any. `why` says in
-    plain words what it would do (`deletes a model`). `but`: those below it that are open all the same, each as
-    `METHOD /path`.
-    """
-
-    path: str
-    why: str
-    method: str = "*"
-    but: tuple[str, ...] = ()
-
-
-_API = (
-    "GET /v1/models/*",
-    "POST /v1/chat/completions",
-    "POST /v1/completions",
-    "POST /v1/embeddings",
-    "POST /v1/responses",
-    "POST /v1/responses/input_tokens",
-    "POST /v1/messages",
-    "POST /v1/messages/count_tokens",
-    "POST /v1/moderations",
-    "POST /v1/rerank",
-    "POST /v1/score",
-    "POST /v1/audio/speech",
-    "POST /v1/audio/transcriptions",
-    "POST /v1/audio/translations",
-    "POST /v1/images/generations",
-    "POST /rerank",
-    "POST /score",
-    "POST /tokenize",
-    "POST /detokenize",
-    "GET /health",
-    "GET /ping",
-    "GET /version",
-)
-
-
-def all_but_the_api(*more: str) -> tuple[ClosedRoute, ...]:
-    """Everything is closed but what the OpenAI API means, and `more`, each as `METHOD /path`.
-
-    For what is not known by name: nobody can say what else a server has, or its next version will have.
-    """
-    return (ClosedRoute("/*", "is no route of that kind of engine that FLM knows to be harmless", but=(*_API, *more)),)
-
-
-ALL_BUT_THE_API: tuple[ClosedRoute, ...] = all_but_the_api()
 
 
 class Translation(Protocol):
@@ -259,7 +209,7 @@ class DialectDefaults:
     chat_table: Table | None = None
     completion_table: Table | None = None
     embedding_table: Table | None = None
-    closed_routes: tuple[ClosedRoute, ...] = ALL_BUT_THE_API
+    closed_routes: tuple[ClosedRoute, ...] = CLOSED_ANYWHERE
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:
         """None: such an engine is only ever registered by hand."""

@@ -15,16 +15,15 @@ import msgspec
 from flm.engines import completion_cases, embedding_cases
 from flm.engines.base import (
     Answer,
-    ClosedRoute,
     Identifying,
     Identity,
     Listing,
     Probe,
     Verdict,
-    all_but_the_api,
 )
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.chat_cases import CHAT_CASES, LOCAL
+from flm.engines.closed import ClosedRoute
 from flm.engines.completion_cases import COMPLETION_CASES
 from flm.engines.embedding_cases import EMBEDDING_CASES, NO_DIMENSIONS
 from flm.engines.passthrough import PassThrough
@@ -122,24 +121,6 @@ CLOSED: Final = (
     ClosedRoute("/v1/stream/*", "reads or ends the answer to another request"),
     ClosedRoute("/v1/streams/*", "lists the answers to other requests"),
     ClosedRoute("/predict", "calls any other route of the server, closed ones too"),
-    *all_but_the_api(
-        "GET /*",
-        "OPTIONS /*",
-        "POST /completion",
-        "POST /completions",
-        "POST /chat/completions",
-        "POST /chat/completions/input_tokens",
-        "POST /v1/chat/completions/input_tokens",
-        "POST /responses",
-        "POST /responses/input_tokens",
-        "POST /audio/transcriptions",
-        "POST /infill",
-        "POST /embedding",
-        "POST /embeddings",
-        "POST /reranking",
-        "POST /v1/reranking",
-        "POST /apply-template",
-    ),
 )
 
 

@@ -23,16 +23,15 @@ from flm.engines import completion_cases, embedding_cases, lmstudio_places
 from flm.engines.base import (
     Call,
     Change,
-    ClosedRoute,
     Identifying,
     Identity,
     Listing,
     Probe,
     UpstreamRequest,
-    all_but_the_api,
 )
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.chat_cases import CHAT_CASES, COMMON, LOCAL
+from flm.engines.closed import ClosedRoute
 from flm.engines.completion_cases import COMPLETION_CASES
 from flm.engines.embedding_cases import EMBEDDING_CASES, NO_DIMENSIONS
 from flm.engines.passed import PassedAnswer, PassedStream
@@ -123,15 +122,6 @@ _encoder = msgspec.json.Encoder()
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')  # a quote inside a string has a backslash: this is a key
 _FINGERPRINT = re.compile(rb'"system_fingerprint"\s*:\s*("(?:[^"\\]|\\.)*")')
 # Its own API, as far as it only reads or answers.
-_OPEN: Final = (
-    f"GET {GREETING}",
-    f"GET {NATIVE}",
-    f"GET {OLDER}",
-    f"GET {OLDER}/*",
-    "POST /api/v0/chat/completions",
-    "POST /api/v0/completions",
-    "POST /api/v0/embeddings",
-)
 _ABILITIES = {
     "llm": ("completion",),
     "vlm": ("completion", "vision"),
@@ -283,10 +273,10 @@ class LMStudio(PassThrough):
     closed_routes = (
         ClosedRoute("/api/v1/models/load", "loads a model", "POST"),
         ClosedRoute("/api/v1/models/unload", "unloads a model", "POST"),
-        ClosedRoute("/api/v1/models/download", "downloads a model", "POST"),
+        ClosedRoute("/api/v1/models/download/*", "downloads a model, or shows a download"),
+        ClosedRoute("/models/*", "deletes a model", "DELETE"),
         ClosedRoute("/api/v1/chat", "may run the tools of MCP servers that are set up there", "POST"),
         ClosedRoute("/v1/responses", "may run the tools of MCP servers that are set up there", "POST"),
-        *all_but_the_api(*_OPEN),
     )
 
     def addresses(self, environment: Mapping[str, str], files: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ from flm.engines import ollama_places, ollama_request
 from flm.engines.base import (
     Answer,
     Call,
-    ClosedRoute,
     DialectDefaults,
     Endpoint,
     Identifying,
@@ -30,9 +29,9 @@ from flm.engines.base import (
     Probe,
     Translation,
     Verdict,
-    all_but_the_api,
 )
 from flm.engines.capabilities import older
+from flm.engines.closed import ClosedRoute
 from flm.engines.ollama_answer import ChatAnswer, ChatStream, EmbeddingAnswer
 from flm.engines.ollama_generate import TextAnswer, TextStream, generate
 from flm.engines.ollama_table import CHAT_TABLE, COMPLETION_TABLE, EMBEDDING_TABLE
@@ -110,16 +109,6 @@ CLOSED: Final = (
     ClosedRoute("/api/signout", "changes the machine's account at ollama.com"),
     ClosedRoute("/api/user/*", "changes the machine's account at ollama.com"),
     ClosedRoute("/api/experimental/*", "searches and fetches from the web in the machine's name"),
-    *all_but_the_api(
-        "GET /*",
-        "OPTIONS /*",
-        "POST /api/generate",
-        "POST /api/chat",
-        "POST /api/embed",
-        "POST /api/embeddings",
-        "POST /api/show",
-        "POST /v1/images/edits",
-    ),
 )
 
 

@@ -20,7 +20,6 @@ from flm.engines import chat_cases, completion_cases, embedding_cases
 from flm.engines.base import (
     Answer,
     Call,
-    ClosedRoute,
     Endpoint,
     Identifying,
     Identity,
@@ -28,9 +27,9 @@ from flm.engines.base import (
     Probe,
     UpstreamRequest,
     Verdict,
-    all_but_the_api,
 )
 from flm.engines.capabilities import Act, Rule, Table
+from flm.engines.closed import ClosedRoute
 from flm.engines.passed import PassedAnswer, PassedStream, Top
 from flm.engines.passed_text import PassedText, PassedTextStream
 from flm.engines.passthrough import PassThrough
@@ -217,27 +216,6 @@ CLOSED: Final = (
     ClosedRoute("/scale_elastic_ep", "changes the number of workers"),
     ClosedRoute("/fault_tolerance/apply", "pauses or restarts workers"),
     ClosedRoute("/server_info", "shows the whole configuration and environment"),
-    *all_but_the_api(
-        "GET /*",
-        "OPTIONS /*",
-        "POST /pooling",
-        "POST /classify",
-        "POST /v1/chat/completions/batch",
-        "POST /v1/chat/completions/render",
-        "POST /v1/completions/render",
-        "POST /v1/responses/render",
-        "POST /v1/messages/render",
-        "POST /v1/chat/completions/derender",
-        "POST /v1/completions/derender",
-        "POST /v2/rerank",
-        "POST /v2/embed",
-        "POST /cohere/v2/chat",
-        "POST /generative_scoring",
-        "POST /inference/v1/generate",
-        "POST /invocations",
-        "POST /is_scaling_elastic_ep",
-        "POST /ping",
-    ),
 )
 
 

@@ -26,7 +26,7 @@ _SETTING: Final = "passthrough.open_routes"
 
 
 class ClosedRule(Protocol):
-    """One closed route; `but` lists those of them that are open all the same, as `METHOD /path`."""
+    """One closed route."""
 
     @property
     def path(self) -> str: ...
@@ -34,8 +34,6 @@ class ClosedRule(Protocol):
     def method(self) -> str: ...
     @property
     def why(self) -> str: ...
-    @property
-    def but(self) -> tuple[str, ...]: ...
 
 
 R = TypeVar("R", bound=ClosedRule)
@@ -89,17 +87,9 @@ def _writable(path: str) -> bool:
 def closing_rule(rules: Iterable[R], method: str, reading: str) -> R | None:
     """The rule that closes the route; `reading` as `folded` gives it."""
     for rule in rules:
-        if _same_method(rule.method, method) and _anywhere(rule.path, reading) and not _excepted(rule, method, reading):
+        if _same_method(rule.method, method) and _anywhere(rule.path, reading):
             return rule
     return None
-
-
-def _excepted(rule: ClosedRule, method: str, reading: str) -> bool:
-    for entry in rule.but:
-        allowed, _, path = entry.partition(" ")
-        if _same_method(allowed, method) and _matches(path, reading):
-            return True
-    return False
 
 
 def folded(path: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flm.engines.base import ClosedRoute
+from flm.engines.closed import ClosedRoute
 from flm.engines.registry import DIALECTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "engines.md"
@@ -18,27 +18,14 @@ END = "<!-- end of closed routes -->\n"
 def table() -> str:
     """The whole block, its two marks included."""
     rows = ["| kind | closed | it |", "|---|---|---|"]
-    rest = ["| kind | open, beside what FLM itself asks an engine |", "|---|---|"]
     for kind, dialect in DIALECTS.items():
-        rows += [_row(kind, route) for route in dialect.closed_routes if not route.but]
-        rest += [_rest(kind, route) for route in dialect.closed_routes if route.but]
-    everything = "Closed besides: every route that is not in the list of its kind. What is closed above stays closed."
-    return "\n".join([BEGIN, *rows, "", everything, "", *rest, "", END])
+        rows += [_row(kind, route) for route in dialect.closed_routes]
+    return "\n".join([BEGIN, *rows, "", END])
 
 
 def _row(kind: str, route: ClosedRoute) -> str:
     method = "any" if route.method == "*" else route.method
     return f"| `{kind}` | {method} `{route.path}` | {route.why} |"
-
-
-def _rest(kind: str, route: ClosedRoute) -> str:
-    by_method: dict[str, list[str]] = {}
-    for entry in route.but:
-        method, _, path = entry.partition(" ")
-        by_method.setdefault(method, []).append(f"`{path}`")
-    for method, paths in by_method.items():
-        by_method[method] = ["everything"] if "`/*`" in paths else paths
-    return f"| `{kind}` | " + "; ".join(f"{method} {' '.join(paths)}" for method, paths in by_method.items()) + " |"
 
 
 def written(page: str) -> str:
