@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flm.engines.base import Answer, ListingError, Probe
 from flm.engines.ollama import MAX_SHOWN, is_cloud
@@ -224,3 +226,41 @@ def test_a_list_that_is_none(kind: str, path: str, answer: Answer, words: str) -
     with pytest.raises(ListingError, match=words) as caught:
         run(DIALECTS[kind].models(), {path: answer})
     assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", DIALECTS)
+@given(status=st.sampled_from([200, 401, 404, 500, 0]), data=st.data())
+def test_no_bytes_break_a_listing(kind: str, status: int, data: st.DataObject) -> None:
+    """Any bytes are a list or a ListingError."""
+    shapes = st.sampled_from(
+        [
+            b'{"models":[%s]}',
+            b'{"data":[%s]}',
+            b'{"models":[{"key":"k","type":"llm","loaded_instances":[%s]}],"data":[{"id":"k"}]}',
+            b'{"models":[{"name":"n","digest":"d","details":{%s}}]}',
+            b"%s",
+        ]
+    )
+    values = st.sampled_from(
+        [
+            b"",
+            b"{}",
+            b"null",
+            b"1",
+            b'"x"',
+            b'{"id":"a"}',
+            b'{"id":1}',
+            b'{"id":"a","config":null}',
+            b'"context_length":1e999',
+        ]
+    )
+
+    def answer(_probe: Probe) -> Answer:
+        body = data.draw(shapes).replace(b"%s", data.draw(values | st.binary(max_size=20)))
+        return Answer(status, {}, body)
+
+    try:
+        found, _ = run(DIALECTS[kind].models(), answer)
+    except ListingError:
+        return
+    assert all(isinstance(model, Model) and isinstance(model.name, str) for model in found)
