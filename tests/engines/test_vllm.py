@@ -51,7 +51,7 @@ def test_it_is_known_behind_a_proxy_that_hides_its_server() -> None:
 
 
 def test_a_dead_engine_is_there_and_does_not_serve() -> None:
-    found = identified(health=Answer(503, {b"server": b"uvicorn"}, b""))
+    found = identified(health=recorded(f"{RANDOM}/scripted", "core_killed_health"))
     assert (found.verdict, found.version) == (Verdict.BUSY, "0.32.0")
     assert "dead" in (found.detail or "")
 
@@ -115,23 +115,23 @@ def test_a_server_that_tells_no_routes_leaves_the_task_open(openapi: Answer) -> 
 
 
 def test_adapters_have_the_window_of_their_model() -> None:
+    found = listed(models=recorded(f"{RANDOM}/adapter", "models"), openapi=CHATTING)
+    assert found == tuple(
+        Model(name, context_length=2048, loaded=True, capabilities=("completion",)) for name in ("scripted", "sql")
+    )
+
+
+def test_aliases_and_an_adapter_of_a_model_that_is_not_listed() -> None:
     listing = {
         "object": "list",
         "data": [
             {"id": "base", "owned_by": "vllm", "parent": None, "root": "/m", "max_model_len": 4096},
             {"id": "alias", "owned_by": "vllm", "parent": None, "root": "/m", "max_model_len": 4096},
-            {"id": "sql", "owned_by": "vllm", "parent": "base", "root": "/lora/sql", "max_model_len": None},
             {"id": "lost", "owned_by": "vllm", "parent": "gone", "root": "/lora/x"},
         ],
     }
     found = listed(models=json_answer(json.dumps(listing)), openapi=CHATTING)
-    assert [(model.name, model.context_length, model.loaded) for model in found] == [
-        ("base", 4096, True),
-        ("alias", 4096, True),
-        ("sql", 4096, True),
-        ("lost", None, True),
-    ]
-    assert {model.capabilities for model in found} == {("completion",)}
+    assert [(model.name, model.context_length) for model in found] == [("base", 4096), ("alias", 4096), ("lost", None)]
 
 
 # --- places -----------------------------------------------------------------------------------------------------------

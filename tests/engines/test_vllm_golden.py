@@ -36,7 +36,8 @@ from tests.support.translating import (
 VLLM = DIALECTS["vllm"]
 RANDOM, SCRIPTED = "vllm-0.32.0", "vllm-0.32.0/scripted"
 VECTORS, SCRIPTED_VECTORS = "vllm-0.32.0/embedding", "vllm-0.32.0/scripted-embedding"
-FOLDERS = (RANDOM, SCRIPTED, VECTORS, SCRIPTED_VECTORS)
+ADAPTER = "vllm-0.32.0/adapter"
+FOLDERS = (RANDOM, SCRIPTED, ADAPTER, VECTORS, SCRIPTED_VECTORS)
 HELLO = "Hello from the scripted model."
 EIGHT = "ocument MODIF RE==ocument MODIF RE RE"
 ESCAPED = '<b> & "quoted"\\back\n\n\u2028\t'
@@ -73,6 +74,7 @@ WHOLE: dict[tuple[str, str], Reply] = {
     (SCRIPTED, "chat_tools_in_pieces"): said(None, "tool_calls", (221, 7), calls=weather("Lima")),
     (SCRIPTED, "chat_tools_required"): said("", "tool_calls", (204, 2), calls=weather("Paris")),
     (SCRIPTED, "chat_tools_named"): said("", "stop", (204, 2), calls=weather("Paris")),
+    (ADAPTER, "chat_adapter"): said(HELLO, "stop", (4, 7)),
 }
 """(folder, case) -> what a client must read of a whole answer; the ids of calls are left out."""
 
@@ -83,11 +85,11 @@ STREAMED: dict[tuple[str, str], Reply] = {
     (SCRIPTED, "chat_usage_stream"): said(HELLO, "stop", (4, 7)),
     (SCRIPTED, "chat_continuous_usage_stream"): said(HELLO, "stop", (4, 7)),
     **{
-        (SCRIPTED, f"{case}_stream"): Reply(
+        (folder, f"{case}_stream"): Reply(
             reply.text or "", reasoning=reply.reasoning, calls=reply.calls, finish=reply.finish
         )
         for (folder, case), reply in WHOLE.items()
-        if folder == SCRIPTED
+        if folder != RANDOM
     },
 }
 
@@ -111,6 +113,9 @@ REFUSED: dict[tuple[str, str], tuple[int, str, str | None, str]] = {
     (SCRIPTED, "chat_tool_choice_without_tools"): (400, "invalid_request", "tool_choice", "When using `tool_choice`"),
     (SCRIPTED, "chat_tools_empty"): (400, "invalid_request", "tools", "`tools` must not be an empty array."),
     (SCRIPTED, "chat_wrong_type"): (400, "invalid_request", "temperature", "1 validation error"),
+    (SCRIPTED, "core_killed"): (502, "engine_error", None, "EngineCore encountered an issue."),
+    (ADAPTER, "chat_no_tool_parser"): (400, "unsupported_parameter", "tools", '"auto" tool choice requires --enable'),
+    (ADAPTER, "chat_required_no_tool_parser"): (400, "unsupported_parameter", "tool_choice", 'tool_choice="required"'),
     (SCRIPTED, "completions_no_prompt"): (400, "invalid_request", "prompt", "Either prompt or prompt_embeds"),
     (SCRIPTED, "completions_suffix"): (400, "unsupported_parameter", "suffix", "suffix is only supported for models"),
     (SCRIPTED, "completions_too_long"): (400, "context_length_exceeded", "prompt", "This model's maximum context"),
@@ -133,6 +138,7 @@ REFUSED: dict[tuple[str, str], tuple[int, str, str | None, str]] = {
 """(folder, case) -> status, code, param, and how the message begins."""
 
 # Judged by tests of their own below.
+CORE_KILLED = ("core_killed_stream", "core_killed_completions_stream")
 BY_THEMSELVES = {
     *((RANDOM, f"chat_{case}") for case in ("content_parts", "json_object", "json_schema", "logit_bias")),
     *((RANDOM, f"chat_{case}") for case in ("max_completion_tokens", "penalties", "stop")),
@@ -185,7 +191,7 @@ def without_ids(reply: Reply) -> Reply:
 
 
 def test_every_recording_has_its_expectation() -> None:
-    known = {*WHOLE, *STREAMED, *REFUSED, *BY_THEMSELVES}
+    known = {*WHOLE, *STREAMED, *REFUSED, *BY_THEMSELVES, *((SCRIPTED, case) for case in CORE_KILLED)}
     for folder in FOLDERS:
         for case in cases(folder):
             recorded = exchange(folder, case)
@@ -241,6 +247,17 @@ def test_everything_else_passes_word_for_word(folder: str, case: str) -> None:
                 if "name" in piece["function"]:
                     piece["function"].setdefault("arguments", "")
     assert read == expected
+
+
+@pytest.mark.parametrize("case", CORE_KILLED)
+def test_an_engine_that_dies_in_the_middle(case: str) -> None:
+    """vLLM reports it in the stream and sends [DONE]; a client gets what was said, and then the error alone."""
+    recorded, found = exchange(SCRIPTED, case), passed(SCRIPTED, case)
+    before = recorded.body.partition(b'data: {"error"')[0].replace(b'"scripted"', f'"{CALLER_MODEL}"'.encode())
+    assert found.data == before
+    assert len(list(payloads(found.data))) > 3
+    words = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+    assert found.error == (502, "engine_error", words, None, "server_error")
 
 
 def test_two_choices_end_each_for_itself() -> None:

@@ -23,6 +23,7 @@ from tests.real.vllm.serving import CHAT, EMBED, vllm
 
 HERE = Path(__file__).parent
 KEY = "key-of-the-engine"
+LISTED_SECONDS = 30.0
 STARTS_SECONDS = 700
 """For the test that starts both: on busy cores each start takes minutes."""
 
@@ -71,6 +72,8 @@ def flm(engines: dict[str, real.Engine], tmp_path_factory: pytest.TempPathFactor
         credential = ("--api-key-env", "VLLM_KEY") if name == "vllm-embed" else ()
         installation.run("engines", "add", "--id", name, "--kind", "vllm", "--url", engine.url, *credential)
     installation.start()
+    with installation.client() as looking:  # an engine is there for callers once its models are known
+        real.wait_until(lambda: len(list(looking.models.list())) == len(engines), LISTED_SECONDS, "both models")
     yield installation
     installation.stop()
     assert installation.faults() == []

@@ -43,7 +43,7 @@ class Results:
 
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
-    return done.stdout.strip()
+    return done.stdout.rstrip()
 
 
 def _commit() -> str:
