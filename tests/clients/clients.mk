@@ -10,7 +10,7 @@ node-client: ## the official Node client, which tests/clients drives (needs Node
 	@if ! node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2>/dev/null || ! npm --version >/dev/null 2>&1; then \
 		if [ -n "$$CI" ]; then echo "failed: Node 20 and npm are not on PATH, so the tests with the Node client could not run"; exit 1; fi; \
 		echo "left out: Node 20 and npm are not on PATH, so the tests with the official Node client do not run"; \
-	else $(MAKE) --no-print-directory $(NODE_CLIENT)/.ready; fi
+	else $(MAKE) --silent --no-print-directory $(NODE_CLIENT)/.ready; fi
 
 $(NODE_CLIENT)/.ready: $(NODE_LOCK)
 	@echo "  official Node client …"

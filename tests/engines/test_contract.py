@@ -280,7 +280,7 @@ def endless(kind: str, mode: str, piece: bytes, times: int) -> int:
     return peak
 
 
-@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, mode in PAIRS if "stream" in mode])
+@pytest.mark.parametrize(("kind", "mode"), [pair for pair in PAIRS if pair[1] in ("stream", "completions stream")])
 @pytest.mark.parametrize(
     ("piece", "total"),
     [
