@@ -25,7 +25,7 @@ from flm.upstream.pool import Pool, Timeouts
 from flm.upstream.roster import RECOGNISED, Candidate, candidates_of, judge, place_of
 from flm.upstream.roster import Detected as Detected
 from flm.upstream.roster import Registered as Registered
-from flm.upstream.survey import executable, survey
+from flm.upstream.survey import Survey, executable, survey
 from flm.upstream.tls import speaks_tls
 from flm.wire.http1 import parse_address
 
@@ -180,12 +180,7 @@ async def detect_engines(
     kinds not among `dialects` are left out. Sorted by id.
     """
     # In each round anew: what is installed, and on which port an engine says that it listens, may change meanwhile.
-    here = await asyncio.to_thread(survey, dialects, environment, system, home, settings=discover, runnable=runnable)
-    usual = [
-        (dialect, url)
-        for dialect in dialects
-        for url in (dialect.addresses(environment, here.files[dialect.kind]) if discover else ())
-    ]
+    here, usual = await asyncio.to_thread(_places, dialects, environment, system, home, discover, runnable)
     candidates = candidates_of(dialects, usual, registered, here.installed)
 
     async def check(candidate: Candidate) -> Observation:
@@ -203,6 +198,20 @@ async def detect_engines(
     previous = list(previous)
     kinds = {place_of(each.url): each.kind for each in previous if each.source == "detected" and each.state.serving}
     return judge(await _look(candidates, kinds, check, total_timeout), previous, thresholds, now())
+
+
+def _places(
+    dialects: Sequence[Dialect],
+    environment: Mapping[str, str],
+    system: str,
+    home: str,
+    discover: bool,
+    runnable: Callable[[str], bool],
+) -> tuple[Survey, list[tuple[Dialect, str]]]:
+    """What is on the disk, and the addresses that follow from it; blocking, and its work grows with what lies there."""
+    here = survey(dialects, environment, system, home, settings=discover, runnable=runnable)
+    known = [(each, here.files[each.kind]) for each in dialects if discover]
+    return here, [(each, url) for each, files in known for url in each.addresses(environment, files)]
 
 
 async def _look(
