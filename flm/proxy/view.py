@@ -23,7 +23,7 @@ from flm.policy.routing import Route, RouteIndex, model_id
 from flm.snapshot import SERVING, Engine, Model, Snapshot
 from flm.upstream.pool import Pool, Timeouts
 
-PoolKey = tuple[str, str | None, str | None, Timeouts, int, float, float]
+PoolKey = tuple[str, str, str | None, str | None, Timeouts, int, float, float]
 OpenPool = Callable[[Engine, "Dialect", Timeouts, int], Pool]
 EngineFailed = Callable[[str, str], None]
 
@@ -107,7 +107,7 @@ class View:
         timeouts = self._timeouts(engine)
         limit = self.settings.engine_max_in_flight
         drain = dialect.drain_seconds(engine.version)
-        key = (engine.url, engine.credential, engine.ca, timeouts, limit, dialect.idle_seconds, drain)
+        key = (engine.id, engine.url, engine.credential, engine.ca, timeouts, limit, dialect.idle_seconds, drain)
         pool = pools.get(key) or self.pools.get(key) or opener(engine, dialect, timeouts, limit)
         self.pools[key] = pool
         self._targets[engine.id] = Target(engine, dialect, pool)

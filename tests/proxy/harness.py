@@ -46,11 +46,19 @@ class World:
         self.keyring = Keyring.create(ring, 16)
         self.raw: list[bytes] = []
         self.cuts: list[tuple[str, str]] = []
+        self.failures: list[str] = []
         self.key = self.add_key()
         self.publish(*engines, aliases=aliases, **settings)
         reader = Keyring.attach(ring, PEPPER)
         self.app = App(
-            WorkerContext(shared=self.shared, keyring=reader, slot=0, log=self.raw.append, cut=self.cuts.append)
+            WorkerContext(
+                shared=self.shared,
+                keyring=reader,
+                slot=0,
+                log=self.raw.append,
+                cut=self.cuts.append,
+                engine_failed=lambda engine_id, _message: self.failures.append(engine_id),
+            )
         )
         os.close(shared)
         os.close(ring)
