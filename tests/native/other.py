@@ -96,6 +96,18 @@ def hammer(fd: int, arguments: dict[str, Any]) -> None:
         say([granted, now])
 
 
+def drain(fd: int, arguments: dict[str, Any]) -> None:
+    """Take from one bucket, at the one time asked for, until it is empty: how often."""
+    buckets = _native.Buckets.attach(fd, bytes.fromhex(arguments["boot"]))
+    take, first, limit = getattr(buckets, arguments["take"]), arguments["first"], arguments["limit"]
+    say("attached")
+    for line in sys.stdin:
+        now, granted = json.loads(line), 0
+        while take(*first, *limit, now)[0]:
+            granted += 1
+        say(granted)
+
+
 def take_many(fd: int, arguments: dict[str, Any]) -> None:
     """Take from one key's bucket as often as asked, and answer the nanoseconds of processor time that took."""
     buckets = _native.Buckets.attach(fd, bytes.fromhex(arguments["boot"]))
@@ -134,6 +146,7 @@ ROLES = {
     "publish": publish,
     "count_up": count_up,
     "hammer": hammer,
+    "drain": drain,
     "take_many": take_many,
     "pass_by": pass_by,
 }

@@ -11,12 +11,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from flm._native import ADDRESS_BUCKETS, ADDRESS_OVERFLOW, FAILURE_BUCKETS, Buckets
 from tests.native.conftest import BOOT, SMALL, Other
 
 NewFile = Callable[[], int]
 StartOther = Callable[..., Other]
 MS = 10**6
+KINDS: list[tuple[str, list[int]]] = [
+    ("take_key", [9]),
+    ("take_global", []),
+    ("take_address", [FAILURE_BUCKETS, 2**63]),
+]
 LIMIT = (MS, 500)
 
 
@@ -52,15 +59,25 @@ def assert_exact(granted: int, begun: int, ended: int) -> None:
     assert abs(granted - (ended - begun) / LIMIT[0]) <= 1
 
 
+@pytest.mark.parametrize(("take", "first"), KINDS)
+def test_processes_at_one_moment_get_the_burst_and_not_one_more(
+    new_file: NewFile, start_other: StartOther, take: str, first: list[int]
+) -> None:
+    fd, limit = new_file(), (MS, 300_000)
+    Buckets.create(fd, BOOT, **SMALL)
+    others = [start_other("drain", fd, boot=BOOT.hex(), take=take, first=first, limit=limit) for _ in range(4)]
+    now = time.monotonic_ns()
+    for other in others:
+        other.tell(now)
+    granted = [other.answer() for other in others]
+    assert sum(granted) == limit[1]
+    assert max(granted) < limit[1]  # they were at it together
+
+
 def test_processes_share_each_kind_of_bucket_exactly(new_file: NewFile, start_other: StartOther) -> None:
     fd = new_file()
     buckets = Buckets.create(fd, BOOT, **SMALL)
-    kinds: list[tuple[str, list[int]]] = [
-        ("take_key", [9]),
-        ("take_global", []),
-        ("take_address", [FAILURE_BUCKETS, 2**63]),
-    ]
-    for take, first in kinds:
+    for take, first in KINDS:
         others = hammers(start_other, fd, take, first, 4)
         begun = emptied(buckets, take, first)
         granted, ended = hammered(others, 0.7)

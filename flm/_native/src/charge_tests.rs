@@ -240,6 +240,29 @@ mod plain {
         assert!(claims.load(Ordering::Relaxed) > rounds / 50);
     }
 
+    /// Every take of these changes the bucket, so one that is lost lets one more through.
+    #[test]
+    fn threads_at_one_moment_get_the_burst_and_not_one_more() {
+        let burst = if cfg!(miri) { 100 } else { 400_000 };
+        let (bucket, slot, taken, overflow) = (AtomicU64::new(0), pair(0, 0), pair(1, NOW + 1), pair(0, 0));
+        let (granted, gate) = (AtomicU64::new(0), std::sync::Barrier::new(4));
+        let limit = Limit::new(7, burst).unwrap();
+        let drain = |take: &dyn Fn() -> bool| {
+            gate.wait();
+            granted.fetch_add((0..).take_while(|_: &u64| take()).count() as u64, Ordering::Relaxed);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    drain(&|| take(&bucket, limit, NOW).allowed);
+                    drain(&|| take_owned(&slot, &taken, 2, limit, NOW).0.allowed);
+                    drain(&|| take_owned(&taken, &overflow, 3, limit, NOW).0.allowed);
+                });
+            }
+        });
+        assert_eq!(granted.load(Ordering::Relaxed), 3 * u64::from(burst));
+    }
+
     /// Threads share a bucket at times of their own: together they get the burst and the rate, and not one more or less.
     #[test]
     fn threads_that_share_a_bucket_get_exactly_what_it_holds() {
