@@ -1,20 +1,28 @@
-"""What every request needs and several processes share, in Rust: keys, the keyring, the shared memory.
+"""What every request needs and several processes share, in Rust: keys, keyring, shared memory, token buckets.
 
 This package only re-exports the compiled module `_ext` (sources in `src/`, documentation in `_ext.pyi`). It does not
 know requests, scopes, policies or engines; it opens no file (it is handed descriptors) and reads no clock (time is an
-argument). A keyring or shared memory is written by one process, the supervisor, and read by its workers without locks.
+argument). A keyring or shared memory is written by one process, the supervisor, and read by its workers without locks;
+the token buckets are charged by all of them.
 """
 
 from flm._native._ext import (
+    ADDRESS_BUCKETS,
+    ADDRESS_OVERFLOW,
     CONNECTIONS,
     COUNTERS,
     ERRORS,
+    FAILURE_BUCKETS,
+    FAILURE_OVERFLOW,
+    GLOBAL_BUCKET,
     IN_FLIGHT,
+    KEY_BUCKETS,
     KEY_PATTERN,
     LAYOUT_VERSION,
     LOG_DROPPED,
     REQUESTS,
     SALT_BYTES,
+    Buckets,
     Keyring,
     NativeError,
     Shared,
@@ -24,15 +32,22 @@ from flm._native._ext import (
 )
 
 __all__ = [
+    "ADDRESS_BUCKETS",
+    "ADDRESS_OVERFLOW",
     "CONNECTIONS",
     "COUNTERS",
     "ERRORS",
+    "FAILURE_BUCKETS",
+    "FAILURE_OVERFLOW",
+    "GLOBAL_BUCKET",
     "IN_FLIGHT",
+    "KEY_BUCKETS",
     "KEY_PATTERN",
     "LAYOUT_VERSION",
     "LOG_DROPPED",
     "REQUESTS",
     "SALT_BYTES",
+    "Buckets",
     "Keyring",
     "NativeError",
     "Shared",

@@ -1,22 +1,29 @@
-"""The compiled module: API keys, the keyring and the shared memory.
+"""The compiled module: API keys, the keyring, the shared memory and the token buckets.
 
 Every integer argument is checked: a negative number, or one too large for its field, is an OverflowError. Times are
-whole milliseconds; which clock they come from is said with each. No text of an error holds a byte of a key, digest or
-pepper.
+whole milliseconds, those of buckets whole nanoseconds; which clock they come from is said with each. No text of an
+error holds a byte of a key, digest or pepper.
 """
 
 from typing import Final, final
 
 __all__ = [
+    "ADDRESS_BUCKETS",
+    "ADDRESS_OVERFLOW",
     "CONNECTIONS",
     "COUNTERS",
     "ERRORS",
+    "FAILURE_BUCKETS",
+    "FAILURE_OVERFLOW",
+    "GLOBAL_BUCKET",
     "IN_FLIGHT",
+    "KEY_BUCKETS",
     "KEY_PATTERN",
     "LAYOUT_VERSION",
     "LOG_DROPPED",
     "REQUESTS",
     "SALT_BYTES",
+    "Buckets",
     "Keyring",
     "NativeError",
     "Shared",
@@ -26,7 +33,7 @@ __all__ = [
 ]
 
 LAYOUT_VERSION: Final[int]
-"""Version of the layout of keyring and shared-memory files. A file of another version is refused with NativeError."""
+"""Version of the layout of the mapped files. A file of another version is refused with NativeError."""
 
 KEY_PATTERN: Final[str]
 """Regular expression of a key, to be matched whole (`re.fullmatch`), for logs to redact and secret scanners to find.
@@ -56,10 +63,28 @@ LOG_DROPPED: Final[int]
 CONNECTIONS: Final[int]
 """Counter: open client connections (goes up and down)."""
 
+GLOBAL_BUCKET: Final[int]
+"""Kind of bucket: the one of all requests. Its number is 0."""
+
+KEY_BUCKETS: Final[int]
+"""Kind of bucket: one for each key. Its number is the key's slot."""
+
+ADDRESS_BUCKETS: Final[int]
+"""Kind of bucket, and table: one for each client address. Its number is the owner."""
+
+FAILURE_BUCKETS: Final[int]
+"""Kind of bucket, and table: one for each client address, for requests whose key is bad. Its number is the owner."""
+
+ADDRESS_OVERFLOW: Final[int]
+"""Kind of bucket: shared by addresses whose place in ADDRESS_BUCKETS was taken. Its number is the last owner."""
+
+FAILURE_OVERFLOW: Final[int]
+"""Kind of bucket: shared by addresses whose place in FAILURE_BUCKETS was taken. Its number is the last owner."""
+
 class NativeError(Exception):
-    """A native object cannot do what was asked; the text says why: a file of another layout or damaged, a full
-    keyring, a snapshot too large, a reader asked to write, a slot or counter that does not exist, a system call
-    that failed."""
+    """A native object cannot do what was asked; the text says why: a file of another layout or damaged, buckets of
+    another boot, a full keyring, a snapshot too large, a reader asked to write, a slot or counter that does not exist,
+    a system call that failed."""
 
 def generate_key() -> tuple[str, str]:
     """Make a new key from the system's random source: (the whole key, its id).
@@ -196,3 +221,84 @@ class Shared:
     @property
     def worker_slots(self) -> int:
         """Number of worker slots the memory was made for."""
+
+@final
+class Buckets:
+    """Token buckets in a mapped file, charged by any number of processes at once without a lock.
+
+    A limit is one token each `interval_ns` nanoseconds, and at most `burst` at once; both are 1 at least (ValueError):
+    no limit is not a limit. `now_ns` is the monotonic clock's nanoseconds (`time.monotonic_ns`), read right before the
+    call; steps of the wall clock mean nothing here, and a `now_ns` that is early grants nothing. All processes
+    together are granted the burst and the rate, exactly. A process killed at any moment leaves every bucket as it was
+    before its call or after it. The limit is not stored: a changed one holds from the next take on.
+
+    A take gives (allowed, remaining: whole tokens left, full_in_ns: until the bucket is full, next_in_ns: until a take
+    would be allowed, 0 while tokens are left). A refused take charges nothing.
+
+    A `give_back_…` returns a token that was taken at `taken_ns` (the `now_ns` of that take) and not used, as when a
+    later limit refuses the request. What has refilled meanwhile is not returned a second time, so that nothing is left
+    to return after one interval.
+
+    An owner is the caller's number of an address: the upper 64 bits of an IPv6 address, and 0x0000ffff00000000 with an
+    IPv4 address in the low 32 bits. The file must not be shortened while it is mapped. The descriptor may be closed
+    after the call.
+    """
+
+    @staticmethod
+    def create(
+        fd: int, boot_id: bytes, *, keys: int = 1048576, addresses: int = 262144, overflow: int = 4096
+    ) -> Buckets:
+        """Lay out full buckets in the empty file behind `fd`, opened for reading and writing.
+
+        `boot_id` names this boot (16 bytes), after which the monotonic clock starts anew. `keys` is the number of key
+        slots; each table of addresses has `addresses` buckets and `overflow` ones to share. All are powers of two from
+        8 to 2^24. The disk space is taken at once: 8 bytes a key, 32 an address and 32 an overflow bucket, so 16 MiB.
+        ValueError if an argument is out of bounds; NativeError if the file is not empty, there is no room, or the
+        processor cannot change 16 bytes in one step.
+        """
+
+    @staticmethod
+    def attach(fd: int, boot_id: bytes) -> Buckets:
+        """Map buckets that were laid out by `create`, in this process or another.
+
+        NativeError if the file is not complete buckets of this LAYOUT_VERSION, or is of another boot: then make a new
+        one. ValueError if `boot_id` has not 16 bytes.
+        """
+
+    def take_global(self, interval_ns: int, burst: int, now_ns: int) -> tuple[bool, int, int, int]:
+        """Take a token from the bucket of all requests."""
+
+    def take_key(self, slot: int, interval_ns: int, burst: int, now_ns: int) -> tuple[bool, int, int, int]:
+        """Take a token from the bucket of the key in `slot` (0 to key_slots - 1, else NativeError)."""
+
+    def take_address(
+        self, table: int, owner: int, interval_ns: int, burst: int, now_ns: int
+    ) -> tuple[bool, int, int, int, bool]:
+        """Take a token from an owner's bucket in `table` (ADDRESS_BUCKETS or FAILURE_BUCKETS, else ValueError).
+
+        The last value is whether it was an overflow bucket: another owner's bucket is in the one place where this
+        owner's may be, and is not full yet, so this owner shares a bucket with others in the same position. A bucket
+        that has become full is forgotten when its place is needed.
+        """
+
+    def give_back_global(self, interval_ns: int, taken_ns: int, now_ns: int) -> None:
+        """Return a token to the bucket of all requests."""
+
+    def give_back_key(self, slot: int, interval_ns: int, taken_ns: int, now_ns: int) -> None:
+        """Return a token to the bucket of the key in `slot`. Errors as for `take_key`."""
+
+    def give_back_address(
+        self, table: int, owner: int, shared: bool, interval_ns: int, taken_ns: int, now_ns: int
+    ) -> None:
+        """Return a token to an owner's bucket, or, if `shared` (the last value of the take), to its overflow bucket."""
+
+    def live(self, now_ns: int, most: int) -> list[tuple[int, int, int]]:
+        """Buckets that are not full: (kind, number, monotonic nanoseconds when it will be full).
+
+        Of each kind the `most` ones that take longest, those first. Reads the whole file, some milliseconds: not for
+        the request path.
+        """
+
+    @property
+    def key_slots(self) -> int:
+        """Number of key slots the buckets were made for."""

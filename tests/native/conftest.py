@@ -1,4 +1,4 @@
-"""Files without a name for the keyring and the shared memory, keys to put in, and a second process at work on them."""
+"""Files without a name for the keyring, the shared memory and the buckets, keys to put in, and a second process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flm import _native
 
 PEPPER = bytes(range(32))
+BOOT = b"boot id 16 bytes"
+SMALL = {"keys": 64, "addresses": 32, "overflow": 8}
+"""Sizes of token buckets in which addresses meet."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -51,13 +55,27 @@ class Other:
 
     def ask(self, line: object) -> object:
         """Send one line and wait for the answer to it."""
+        self.tell(line)
+        return self.answer()
+
+    def tell(self, line: object) -> None:
+        """Send one line."""
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """Wait for the next answer."""
+        assert self.process.stdout is not None
         answer = self.process.stdout.readline()
         assert answer, f"the other process ended with {self.process.wait()}"
         return json.loads(answer)
+
+    def end(self) -> Any:
+        """End its input, and wait for what it answers to that."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.answer()
 
     def kill(self) -> None:
         """SIGKILL, wherever it is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -80,7 +81,75 @@ def count_up(fd: int, arguments: dict[str, Any]) -> None:
         say("added")
 
 
-ROLES = {"change_keys": change_keys, "verify_keys": verify_keys, "publish": publish, "count_up": count_up}
+def hammer(fd: int, arguments: dict[str, Any]) -> None:
+    """Take from one bucket until the time asked for, and on until it is empty: [grants, last time], monotonic."""
+    buckets = _native.Buckets.attach(fd, bytes.fromhex(arguments["boot"]))
+    take, first, limit = getattr(buckets, arguments["take"]), arguments["first"], arguments["limit"]
+    say("attached")
+    for line in sys.stdin:
+        end = json.loads(line)
+        granted, allowed, now = 0, True, 0
+        while allowed or now < end:
+            now = time.monotonic_ns()
+            allowed = take(*first, *limit, now)[0]
+            granted += allowed
+        say([granted, now])
+
+
+def drain(fd: int, arguments: dict[str, Any]) -> None:
+    """Take from one bucket, at the one time asked for, until it is empty: how often."""
+    buckets = _native.Buckets.attach(fd, bytes.fromhex(arguments["boot"]))
+    take, first, limit = getattr(buckets, arguments["take"]), arguments["first"], arguments["limit"]
+    say("attached")
+    for line in sys.stdin:
+        now, granted = json.loads(line), 0
+        while take(*first, *limit, now)[0]:
+            granted += 1
+        say(granted)
+
+
+def take_many(fd: int, arguments: dict[str, Any]) -> None:
+    """Take from one key's bucket as often as asked, and answer the nanoseconds of processor time that took."""
+    buckets = _native.Buckets.attach(fd, bytes.fromhex(arguments["boot"]))
+    slot, limit = arguments["slot"], arguments["limit"]
+    say("attached")
+    for line in sys.stdin:
+        begun, now = time.process_time_ns(), time.monotonic_ns()
+        for _ in range(json.loads(line)):
+            buckets.take_key(slot, *limit, now)
+        say(time.process_time_ns() - begun)
+
+
+def pass_by(fd: int, arguments: dict[str, Any]) -> None:
+    """Take twice at one moment for ever new owners. Says, of owners who had a slot of their own, how often the second
+    take was right (it found exactly one token less) or wrong, and how many shared a bucket."""
+    buckets = _native.Buckets.attach(fd, bytes.fromhex(arguments["boot"]))
+    table, limit, owners = arguments["table"], arguments["limit"], arguments["owners"]
+    right, wrong, shared = 0, 0, 0
+    say("passing")
+    for number in until_input_ends():
+        owner, now = owners + number % 5000, time.monotonic_ns()
+        first = buckets.take_address(table, owner, *limit, now)
+        second = buckets.take_address(table, owner, *limit, now)
+        if first[4] or second[4]:
+            shared += 1
+        elif first[0]:
+            expected = (first[1] > 0, max(first[1], 1) - 1)
+            right += second[:2] == expected
+            wrong += second[:2] != expected
+    say([right, wrong, shared])
+
+
+ROLES = {
+    "change_keys": change_keys,
+    "verify_keys": verify_keys,
+    "publish": publish,
+    "count_up": count_up,
+    "hammer": hammer,
+    "drain": drain,
+    "take_many": take_many,
+    "pass_by": pass_by,
+}
 
 if __name__ == "__main__":
     ROLES[sys.argv[1]](int(sys.argv[2]), json.loads(sys.stdin.readline()))

@@ -4,8 +4,12 @@
 //! * [`record`]: what is known of one key, as words.
 //! * [`keyring`]: the table of keys that the supervisor writes and every worker reads.
 //! * [`shared`]: the epoch, the published snapshot, and the heartbeat and counters of each worker slot.
+//! * [`bucket`]: the token buckets that all workers charge.
+//! * [`charge`]: how one bucket is charged while others charge it, without a lock.
+//! * [`gcra`]: the arithmetic of a rate limit.
 //! * [`latch`]: how one writer replaces a value that other processes are reading, without a lock.
 //! * [`mapping`]: a file mapped into memory as 64-bit atomics, and the header that names its layout.
+//! * [`siphash`]: the keyed hash of a number.
 //! * [`error`]: the one error type.
 //! * `python`: the binding, the only file that knows pyo3.
 //!
@@ -14,10 +18,14 @@
 
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod charge;
 pub mod error;
+pub mod gcra;
 pub mod latch;
 
-// The model checker (cfg(loom)) looks at the latch alone: its atomics are not memory that can be mapped.
+// The model checker (cfg(loom)) looks at the latch and at charging: its atomics are not memory that can be mapped.
+#[cfg(not(loom))]
+pub mod bucket;
 #[cfg(not(loom))]
 pub mod keyformat;
 #[cfg(not(loom))]
@@ -30,7 +38,9 @@ mod python;
 pub mod record;
 #[cfg(not(loom))]
 pub mod shared;
+#[cfg(not(loom))]
+pub mod siphash;
 
-/// Version of the layout of both files (keyring and shared memory). Raised by every change to what a byte in them
+/// Version of the layout of all files (keyring, shared memory, buckets). Raised by every change to what a byte in them
 /// means; a file of another version is refused, and the supervisor makes a new one.
 pub const LAYOUT_VERSION: u64 = 1;

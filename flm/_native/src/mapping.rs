@@ -1,9 +1,9 @@
-//! A file mapped into memory as a row of 64-bit atomics, and the header that says what is in it.
+//! A file mapped into memory as a row of 64-bit atomics, or 128-bit ones, and the header that says what is in it.
 //!
 //! It does not know what the sections behind the header mean. Strategy: the header fills the first page; its first
 //! words are magic, layout version, length of the file, and then parameters of the file's kind and the place of each
 //! section, so that a later section only adds a word. The magic is stored last: a file whose making was cut short is
-//! not taken for one. Everything shared goes through `AtomicU64`, never through a Rust reference to plain bytes,
+//! not taken for one. Everything shared goes through `AtomicU64` (or `AtomicU128`, two words), never through a Rust reference to plain bytes,
 //! because other processes change them.
 //!
 //! Bytes are written to the file (`reserve`) before a page is first stored to: a store to a page of a sparse file on a
@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{fence, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
+use portable_atomic::AtomicU128;
 
 use crate::error::{Error, Result};
 use crate::LAYOUT_VERSION;
@@ -141,6 +142,17 @@ impl Mapping {
         // so a word is 8-aligned; AtomicU64 has the layout of u64, and any bits are a value; concurrent changes by other
         // processes are what atomics are for.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<AtomicU64>().add(index), count) }
+    }
+
+    /// `count` pairs of words from the word at `index` on, which is even. Panics otherwise, or outside the file. Words
+    /// that are used as a pair are not used as words.
+    pub fn pairs(&self, index: usize, count: usize) -> &[AtomicU128] {
+        assert!(index % 2 == 0, "a pair of words starts at an even word, not at {index}");
+        let words = self.words(index, count.saturating_mul(2));
+        // SAFETY: the words lie inside the mapping, live as long as `self` and are twice as many; the mapping is
+        // page-aligned and `index` even, so a pair is 16-aligned, which is what AtomicU128 needs (its layout is that of a
+        // 16-aligned u128), and any bits are a value.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<AtomicU128>(), count) }
     }
 
     /// Bytes in the file.

@@ -8,9 +8,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::error::Error;
+use crate::gcra::{Limit, Outcome};
 use crate::keyformat::{self, Hasher, DIGEST_LEN, SALT_LEN};
 use crate::record::Record;
-use crate::{keyring, shared};
+use crate::{bucket, keyring, shared};
 
 pyo3::create_exception!(
     flm._native,
@@ -184,6 +185,138 @@ impl Shared {
     }
 }
 
+/// What a take found, as Python gets it: allowed, remaining, nanoseconds until full, until the next token.
+type Found = (bool, u32, u64, u64);
+
+fn found(outcome: Outcome) -> Found {
+    (
+        outcome.allowed,
+        outcome.remaining,
+        outcome.full_in_ns,
+        outcome.next_in_ns,
+    )
+}
+
+/// The kinds of buckets by their numbers in Python.
+const KINDS: [(&str, bucket::Kind); 6] = [
+    ("GLOBAL_BUCKET", bucket::Kind::Global),
+    ("KEY_BUCKETS", bucket::Kind::Key),
+    ("ADDRESS_BUCKETS", bucket::Kind::Address(bucket::Table::Requests)),
+    ("FAILURE_BUCKETS", bucket::Kind::Address(bucket::Table::Failures)),
+    ("ADDRESS_OVERFLOW", bucket::Kind::Overflow(bucket::Table::Requests)),
+    ("FAILURE_OVERFLOW", bucket::Kind::Overflow(bucket::Table::Failures)),
+];
+
+fn table(number: usize) -> Result<bucket::Table, Error> {
+    match KINDS.get(number) {
+        Some((_, bucket::Kind::Address(table))) => Ok(*table),
+        _ => Err(Error::Argument(
+            "the table of an address is ADDRESS_BUCKETS or FAILURE_BUCKETS",
+        )),
+    }
+}
+
+fn fixed_boot_id(boot_id: &[u8]) -> Result<[u8; bucket::BOOT_ID_LEN], Error> {
+    boot_id
+        .try_into()
+        .map_err(|_| Error::Argument("a boot id has 16 bytes"))
+}
+
+#[pyclass(frozen, module = "flm._native._ext")]
+struct Buckets(bucket::Buckets);
+
+#[pymethods]
+impl Buckets {
+    #[staticmethod]
+    #[pyo3(signature = (fd, boot_id, *, keys = 1_048_576, addresses = 262_144, overflow = 4096))]
+    fn create(
+        py: Python<'_>,
+        fd: RawFd,
+        boot_id: &[u8],
+        keys: usize,
+        addresses: usize,
+        overflow: usize,
+    ) -> PyResult<Buckets> {
+        let boot_id = fixed_boot_id(boot_id)?;
+        let sizes = bucket::Sizes {
+            keys,
+            addresses,
+            overflow,
+        };
+        // Writes the whole file: other threads may run meanwhile.
+        Ok(Buckets(
+            py.detach(|| bucket::Buckets::create(borrow(&fd)?, boot_id, sizes))?,
+        ))
+    }
+
+    #[staticmethod]
+    fn attach(fd: RawFd, boot_id: &[u8]) -> PyResult<Buckets> {
+        Ok(Buckets(bucket::Buckets::attach(borrow(&fd)?, fixed_boot_id(boot_id)?)?))
+    }
+
+    fn take_global(&self, interval_ns: u64, burst: u32, now_ns: u64) -> PyResult<Found> {
+        Ok(found(self.0.take_global(Limit::new(interval_ns, burst)?, now_ns)))
+    }
+
+    fn take_key(&self, slot: usize, interval_ns: u64, burst: u32, now_ns: u64) -> PyResult<Found> {
+        Ok(found(self.0.take_key(slot, Limit::new(interval_ns, burst)?, now_ns)?))
+    }
+
+    fn take_address(
+        &self,
+        table: usize,
+        owner: u64,
+        interval_ns: u64,
+        burst: u32,
+        now_ns: u64,
+    ) -> PyResult<(bool, u32, u64, u64, bool)> {
+        let limit = Limit::new(interval_ns, burst)?;
+        let (outcome, shared) = self.0.take_address(self::table(table)?, owner, limit, now_ns);
+        let (allowed, remaining, full_in_ns, next_in_ns) = found(outcome);
+        Ok((allowed, remaining, full_in_ns, next_in_ns, shared))
+    }
+
+    fn give_back_global(&self, interval_ns: u64, taken_ns: u64, now_ns: u64) {
+        self.0.give_back_global(interval_ns, taken_ns, now_ns);
+    }
+
+    fn give_back_key(&self, slot: usize, interval_ns: u64, taken_ns: u64, now_ns: u64) -> PyResult<()> {
+        Ok(self.0.give_back_key(slot, interval_ns, taken_ns, now_ns)?)
+    }
+
+    fn give_back_address(
+        &self,
+        table: usize,
+        owner: u64,
+        shared: bool,
+        interval_ns: u64,
+        taken_ns: u64,
+        now_ns: u64,
+    ) -> PyResult<()> {
+        let times = (taken_ns, now_ns);
+        self.0
+            .give_back_address(self::table(table)?, owner, shared, interval_ns, times);
+        Ok(())
+    }
+
+    fn live(&self, py: Python<'_>, now_ns: u64, most: usize) -> Vec<(usize, u64, u64)> {
+        // Reads the whole file: other threads may run meanwhile.
+        let rows = py.detach(|| self.0.live(now_ns, most)).into_iter();
+        let number = |kind| {
+            KINDS
+                .iter()
+                .position(|(_, known)| *known == kind)
+                .unwrap_or(KINDS.len())
+        };
+        rows.map(|(kind, bucket, tat)| (number(kind), bucket, tat)).collect()
+    }
+
+    #[getter]
+    fn key_slots(&self) -> usize {
+        self.0.sizes().keys
+    }
+}
+
 #[pymodule]
 fn _ext(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("LAYOUT_VERSION", crate::LAYOUT_VERSION)?;
@@ -196,9 +329,13 @@ fn _ext(module: &Bound<'_, PyModule>) -> PyResult<()> {
     {
         module.add(name, number)?;
     }
+    for (number, (name, _)) in KINDS.iter().enumerate() {
+        module.add(*name, number)?;
+    }
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_class::<Keyring>()?;
     module.add_class::<Shared>()?;
+    module.add_class::<Buckets>()?;
     module.add_function(wrap_pyfunction!(generate_key, module)?)?;
     module.add_function(wrap_pyfunction!(key_id, module)?)?;
     module.add_function(wrap_pyfunction!(hash_secret, module)?)?;
