@@ -313,7 +313,11 @@ class Pool:
 
     async def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:  # reads the system's certificates: not on the loop
-            self._tls = await asyncio.to_thread(client_context, self._ca)
+            try:
+                self._tls = await asyncio.to_thread(client_context, self._ca)
+            except (ssl.SSLError, TypeError, ValueError):
+                message = f"the CA certificates kept for the engine at {self.origin} cannot be read; register it anew"
+                raise RequestError(ErrorKind.ENGINE_ERROR, message) from None
         return self._tls
 
     def _no_tls(self, error: OSError) -> RequestError:

@@ -279,6 +279,19 @@ def test_an_engine_that_wants_a_certificate_from_flm(run: Run, authority: Author
     run(main())
 
 
+@pytest.mark.parametrize("kept", ["nonsense", "é", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_what_was_kept_may_be_damaged(run: Run, kept: str) -> None:
+    async def main() -> None:
+        pool = Pool(
+            "https://localhost:1", credential=None, ca=kept, idle_seconds=5, timeouts=Timeouts(5, 5, 5), max_in_flight=0
+        )
+        assert "register it anew" in (await failure(pool)).message
+        seen = await identify("https://localhost:1", dialect("openai"), ca=kept)
+        assert "register it anew" in str(seen.detail)
+
+    run(main())
+
+
 # --- the wrong protocol -------------------------------------------------------------------------------------
 
 
