@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,8 +21,6 @@ from tests.runtime.test_engine_life import HOUR, WORKER, becomes, eventually, lo
 from tests.support.certificates import Authority
 from tests.support.demo import Demo, demo_engine
 from tests.support.tls_front import tls_front
-
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
 
 URL = "https://127.0.0.1:1"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import socket
 import ssl
 import threading
@@ -25,8 +24,6 @@ from flm.upstream.tls import authorities
 from tests.support.certificates import Authority
 from tests.support.engine import ScriptedEngine, answer, fin, receive, rst, say, serve, stall
 from tests.upstream.conftest import Run
-
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
 
 ASK = UpstreamRequest("/v1/models", b"", "GET")
 
