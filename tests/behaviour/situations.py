@@ -85,7 +85,6 @@ async def leave_while_it_thinks(stage: Stage, way: Way) -> Seen:
     before = len(stage.lines("client_disconnected"))
     async with stage.asking(way):
         await stage.happened("held")
-    await stage.happened("cancelled")
     log = await stage.logged("client_disconnected", before)
     return Seen("none", "", "", f"nothing {log}", await stage.told_by_engine())
 
@@ -97,7 +96,6 @@ async def leave_in_the_middle(stage: Stage, way: Way) -> Seen:
     async with stage.asking(way) as client:
         while b"data: " not in received:
             received += await asyncio.get_running_loop().sock_recv(client, 4096)
-    await stage.happened("cancelled")
     log = await stage.logged("client_disconnected", before)
     return Seen(str(Answer(received).status), "", "", f"what came until then {log}", await stage.told_by_engine())
 
@@ -125,7 +123,6 @@ async def read_nothing(stage: Stage, way: Way) -> Seen:
     before = len(stage.lines("client_too_slow"))
     received = bytearray()
     async with stage.asking(way) as client:
-        await stage.happened("cancelled")
         log = await stage.logged("client_too_slow", before)
         with contextlib.suppress(ConnectionError):
             while data := await loop.sock_recv(client, 1 << 20):

@@ -138,8 +138,10 @@ class Stage:
         return f"(log: {lines[-1]['status']} `{error_type}`)"
 
     def lines(self, error_type: str) -> list[dict[str, Any]]:
-        mark = f'"error_type":"{error_type}"'
-        return [json.loads(line) for line in self.flm.proxy.log().splitlines() if mark in line and line.endswith("}")]
+        """The log's lines about requests to this engine that ended so."""
+        marks = (f'"error_type":"{error_type}"', f'"engine_id":"{self.patient}"')
+        lines = self.flm.proxy.log().splitlines()
+        return [json.loads(line) for line in lines if all(mark in line for mark in marks) and line.endswith("}")]
 
 
 OUTCOMES = {
