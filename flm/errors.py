@@ -46,6 +46,7 @@ class ErrorKind(enum.Enum):
     HOST_NOT_ALLOWED = (421, "invalid_request_error", "host_not_allowed")
     UNSUPPORTED_MODALITIES = (422, "invalid_request_error", "unsupported_modalities")
     HEADERS_TOO_LARGE = (431, "invalid_request_error", "headers_too_large")
+    RATE_LIMIT_EXCEEDED = (429, "rate_limit_error", "rate_limit_exceeded")
     INTERNAL_ERROR = (500, "server_error", "internal_error")
     NOT_IMPLEMENTED = (501, "server_error", "not_implemented")
     ENGINE_ERROR = (502, "server_error", "engine_error")
@@ -184,6 +185,7 @@ class CommandCode(enum.Enum):
     PROXY_NOT_RUNNING = "PROXY_NOT_RUNNING"
     PROXY_PORT_IN_USE = "PROXY_PORT_IN_USE"
     PROXY_INVALID_CONFIG = "PROXY_INVALID_CONFIG"
+    POLICY_INVALID = "POLICY_INVALID"
     CONFIG_NOT_SET = "CONFIG_NOT_SET"
     CONFIG_INVALID = "CONFIG_INVALID"
     KEY_NOT_FOUND = "KEY_NOT_FOUND"

@@ -1,4 +1,4 @@
-"""What one request sees: settings, engines and aliases, frozen at one epoch.
+"""What one request sees: settings, policy, engines and aliases, frozen at one epoch.
 
 The supervisor builds a `Snapshot` and publishes its bytes in shared memory; a worker decodes it when the epoch has
 moved and keeps it for each request that begins meanwhile. Keys are not in here: they live in the keyring, mapped and
@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from flm.config import Settings
+from flm.policy.document import Policy
 
 STATUSES: Final = ("InstalledOnly", "RunningHealthy", "RunningDegraded", "ErrorNetwork", "ErrorApi")
 SERVING: Final = frozenset({"RunningHealthy", "RunningDegraded"})
@@ -70,6 +71,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     settings: Settings
     engines: tuple[Engine, ...] = ()
     aliases: dict[str, str] = {}
+    policy: Policy = Policy()
 
 
 _encoder = msgspec.msgpack.Encoder()
