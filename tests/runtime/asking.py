@@ -63,14 +63,16 @@ class Client:
     async def models(self) -> list[str]:
         return [str(entry["id"]) for entry in (await self.ask("/v1/models")).json["data"]]
 
-    async def leave(self, data: bytes, *, after: bytes = b"") -> None:
-        """Send `data`, wait until `after` has come, and go."""
+    async def leave(self, data: bytes, *, after: bytes = b"", when: asyncio.Future[None] | None = None) -> None:
+        """Send `data`, wait until `after` has come, or for `when`, and go."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(data)
         await writer.drain()
         try:
             if after:
                 await reader.readuntil(after)
+            if when is not None:
+                await when
         finally:
             writer.transport.abort()
 

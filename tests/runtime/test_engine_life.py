@@ -165,10 +165,15 @@ def test_callers_who_leave_are_no_failure(tmp_path: Path, stream: bool) -> None:
                     for after in (b"\r\n\r\n", b"data: ", b"\n\n\r\n"):
                         await asyncio.gather(*(client.leave(data, after=after) for _ in range(10)))
                 thinking = client.request(CHAT, conversation(MODEL, stream=stream, system="demo: hold=never"))
-                leaving = asyncio.gather(*(client.leave(thinking) for _ in range(10)))
-                await leaving
-                await asyncio.to_thread(engine.wait, "cancelled")
+                held = asyncio.ensure_future(asyncio.to_thread(engine.wait, "held", 10))
+                await asyncio.gather(*(client.leave(thinking, when=held) for _ in range(10)))
+                assert (await client.chat(MODEL)).status == 200  # so all that came before it have reached the engine
+                await eventually(lambda: _nothing_runs(engine))
+                assert sum(each["outcome"] == "cancelled" for each in engine.requests(CHAT)) >= 10
                 await control(client, proxy, engine)
+
+    async def _nothing_runs(engine: Demo) -> bool:
+        return all(each["outcome"] != "running" for each in engine.requests(CHAT))
 
     run(main)
 
