@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 # Names that hold secrets by everybody's habit: FLM_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, PGPASSWORD, …
-_SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH(?!OR)|COOKIE", re.IGNORECASE)
+_SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASS(?!THROUGH)|CREDENTIAL|AUTH(?!OR)|COOKIE", re.IGNORECASE)
 # What an interpreter, its libraries and an event loop may need. Workers take nothing else from outside.
 _WORKER: Final = re.compile(
     r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|PYTHON\w*|VIRTUAL_ENV|LD_\w+|DYLD_\w+|MALLOC_\w+|SSL_CERT_(FILE|DIR)|RUST_BACKTRACE"

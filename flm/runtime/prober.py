@@ -30,7 +30,7 @@ from flm.snapshot import Engine, Model
 from flm.store import engines as rows
 from flm.store.database import Database
 from flm.upstream.detect import Detected, Registered, detect_engines, identify, list_models
-from flm.upstream.health import Observation, State, Thresholds, advance
+from flm.upstream.health import INSTALLED, Observation, State, Thresholds, advance
 
 ROUND_SECONDS: Final = 20.0  # looking takes 5 s at most, listing models 10 s
 
@@ -54,8 +54,13 @@ class Prober:
         self._looked = False
         self._turn = asyncio.Lock()
 
-    async def recall(self, config: Database, since: float) -> None:
-        """Begin with what was seen at `since` (Unix seconds) or later, so that names stay and states go on."""
+    async def recall(self, config: Database, security: Database, since: float) -> None:
+        """Begin with what was seen at `since` (Unix seconds) or later, so that names stay and states go on.
+
+        A registered engine that was not seen is there all the same: a request for it must hear that it is not known to
+        answer yet, not that nobody ever heard of it.
+        """
+        self._registered = await rows.registered(config), await rows.credentials(security)
         for each in await rows.seen(config, since):
             state = State(each.status, each.checked_at, each.version, each.latency_ms, each.last_error)
             found = Detected(each.id, each.kind, each.url, each.source, state)
@@ -63,6 +68,11 @@ class Prober:
             self._models[_place(found)] = each.models
             if state.serving:
                 self._listed.add(_place(found))
+        known = {each.id for each in self._found}
+        for upstream in self._registered[0]:
+            if upstream.id not in known and upstream.kind in DIALECTS:
+                pending = State(INSTALLED, since, last_error="it has not been looked at yet")
+                self._found.append(Detected(upstream.id, upstream.kind, upstream.url, "registered", pending))
 
     async def look(self, config: Database, security: Database, settings: Settings) -> None:
         """One round. Raises DB_ERROR, and TimeoutError after ROUND_SECONDS."""

@@ -71,7 +71,8 @@ class Upkeep:
 
         prober = Prober(self._in_force, self._publisher.engines)
         try:
-            await prober.recall(self._publisher.databases()[0], since)
+            await prober.recall(*self._publisher.databases(), since)
+            await prober.tell()
         except CommandError as error:
             self._note(error.message)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from flm.runtime.prober import describe_change
 from flm.services.engines import EngineService
 from flm.snapshot import Engine
-from tests.runtime.harness import Running, run, running
+from tests.runtime.harness import Running, prepare, run, running
 from tests.support.demo import demo_engine
 
 
@@ -45,6 +46,25 @@ def test_an_engine_that_dies_is_noticed(tmp_path: Path) -> None:
                     while await _status_of(proxy, "mine") != "ErrorNetwork":
                         await asyncio.sleep(0.05)
                 assert "mine: RunningHealthy -> ErrorNetwork" in proxy.log()
+
+    run(main)
+
+
+def test_a_registered_engine_that_is_not_looked_at_yet_is_down_and_not_unknown(tmp_path: Path) -> None:
+    """A proxy that has just started knows its name already, so that a client hears 503 and tries again."""
+
+    async def main() -> None:
+        with socket.socket() as silent:  # accepts and says nothing, so that the first look takes its time
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            proxy = prepare(tmp_path)
+            await EngineService(proxy.folder).add("mine", "openai", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            await proxy.start()
+            try:
+                handle = await proxy.handle()
+                assert [(each.id, each.status) for each in handle.engines] == [("mine", "InstalledOnly")]
+            finally:
+                await proxy.service.stop(now=True)
 
     run(main)
 
