@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from flm import snapshot as snapshots
+from flm._native import Buckets
 from flm.engines.base import Endpoint
 from flm.errors import ErrorKind, RequestError
 from flm.policy.keys import Keyring, authenticate
@@ -72,6 +73,7 @@ class WorkerContext(msgspec.Struct, kw_only=True):
 
     shared: SharedMemory
     keyring: Keyring
+    buckets: Buckets
     slot: int
     log: Callable[[bytes], None]
     cut: Callable[[tuple[str, str]], None] = _leave_open

@@ -154,6 +154,7 @@ class Crew:
             *boot.listening_fds,
             boot.shared_fd,
             boot.keyring_fd,
+            boot.buckets_fd,
             boot.control_fd,
             boot.life_fd,
             boot.log_fd,

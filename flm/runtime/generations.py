@@ -212,6 +212,7 @@ class Generations:
             listening_fds=[each.fileno() for each in self.listening[slot :: settings.proxy_workers]],
             shared_fd=self.memory.shared_fd,
             keyring_fd=self.memory.keyring_fd,
+            buckets_fd=self.memory.buckets_fd,
             control_fd=control_fd,
             life_fd=self.life[0],
             log_fd=log_fd,

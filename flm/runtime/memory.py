@@ -1,6 +1,8 @@
-"""The mapped files that the supervisor writes and its workers read: the shared memory and the keyring.
+"""The mapped files of a supervisor and its workers: the shared memory, the keyring and the token buckets.
 
-Made anew at each start, kept over exec as long as their layout is this version's. The shared memory's file is locked
+Made anew at each start, kept over exec as long as their layout is this version's. The buckets are kept over starts too,
+however the proxy before ended: who stops or kills it gives nobody a fresh burst. They are made anew after a reboot,
+when the clock they count by begins anew. The shared memory's file is locked
 (shared) by whoever has it from this supervisor: as long as a worker lives, also one whose supervisor was killed, the
 lock tells. Knows nothing of what is published.
 """
@@ -8,6 +10,7 @@ lock tells. Knows nothing of what is published.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -15,45 +18,55 @@ from typing import Final, Self
 
 import msgspec
 
-from flm._native import Keyring, NativeError, Shared
+from flm._native import Buckets, Keyring, NativeError, Shared
 from flm.errors import CommandCode, CommandError
+from flm.runtime import instance
 from flm.snapshot import Snapshot, decode
 
 CELLS: Final = 1024  # worker processes at once, draining ones included: what the layout allows, 320 bytes each
 SNAPSHOT_BYTES: Final = 1 << 26  # engines with thousands of models; sparse, so unused room costs nothing
 ORPHANS_SECONDS: Final = 10.0  # they end within 2 s; more on a machine that is short of everything
 _POLL_SECONDS: Final = 0.02
+BUCKETS: Final = "buckets"  # the file's name in the runtime folder
 FEWEST_KEYS: Final = 16_384  # 8 MiB of disk; a table has room for several times the keys there are
 
 
 class Memory:
-    """Both files, open and mapped, with their descriptors for the workers to inherit."""
+    """All files, open and mapped, with their descriptors for the workers to inherit."""
 
-    def __init__(self, shared: Shared, keyring: Keyring, shared_fd: int, keyring_fd: int) -> None:
+    def __init__(
+        self, shared: Shared, keyring: Keyring, buckets: Buckets, *, shared_fd: int, keyring_fd: int, buckets_fd: int
+    ) -> None:
         self.shared = shared
         self.keyring = keyring
+        self.buckets = buckets
         self.shared_fd = shared_fd
         self.keyring_fd = keyring_fd
+        self.buckets_fd = buckets_fd
 
     @classmethod
     def create(cls, run: Path, keys: int) -> Self:
-        """New files in the runtime folder, with room for several times `keys` keys. Raises OSError, IO_ERROR."""
+        """The buckets of the proxy before, if there are any, and else new files in the runtime folder, with room for
+        several times `keys` keys. Raises OSError, IO_ERROR."""
         shared_fd, keyring_fd = _new_file(run / "shared"), _new_file(run / "keyring")
         fcntl.flock(shared_fd, fcntl.LOCK_SH)  # inherited with the descriptor, gone with its last copy
         capacity = max(FEWEST_KEYS, 4 * keys)
         try:
             shared, keyring = Shared.create(shared_fd, CELLS, SNAPSHOT_BYTES), Keyring.create(keyring_fd, capacity)
+            buckets, buckets_fd = open_buckets(run) or _new_buckets(run)
         except NativeError as error:
             raise CommandError(CommandCode.IO_ERROR, f"no room for the shared memory in {run}: {error}") from None
-        return cls(shared, keyring, shared_fd, keyring_fd)
+        return cls(shared, keyring, buckets, shared_fd=shared_fd, keyring_fd=keyring_fd, buckets_fd=buckets_fd)
 
     @classmethod
-    def adopt(cls, shared_fd: int, keyring_fd: int) -> Self | None:
+    def adopt(cls, shared_fd: int, keyring_fd: int, buckets_fd: int) -> Self | None:
         """The files of this process before it exec'd, or None if their layout is another version's."""
         try:
-            return cls(Shared.attach(shared_fd), Keyring.open_writer(keyring_fd), shared_fd, keyring_fd)
+            shared, keyring = Shared.attach(shared_fd), Keyring.open_writer(keyring_fd)
+            buckets = Buckets.attach(buckets_fd, name_of_boot())
         except NativeError:
             return None
+        return cls(shared, keyring, buckets, shared_fd=shared_fd, keyring_fd=keyring_fd, buckets_fd=buckets_fd)
 
     def published(self) -> Snapshot | None:
         """The snapshot in force; None if there is none, or one of another version's shape."""
@@ -61,6 +74,32 @@ class Memory:
             return decode(self.shared.snapshot()[1])
         except (msgspec.MsgspecError, NativeError):
             return None
+
+
+def name_of_boot() -> bytes:
+    """What buckets know this boot of the machine by, after which the monotonic clock begins anew."""
+    return hashlib.blake2b(instance.boot_id().encode(), digest_size=16).digest()
+
+
+def open_buckets(run: Path) -> tuple[Buckets, int] | None:
+    """The buckets of the proxy that runs in this folder, or ran last, and their descriptor, which is the caller's.
+
+    None if there are none, or none of this boot and this version's layout.
+    """
+    try:
+        descriptor = os.open(run / BUCKETS, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return Buckets.attach(descriptor, name_of_boot()), descriptor
+    except NativeError:
+        os.close(descriptor)
+        return None
+
+
+def _new_buckets(run: Path) -> tuple[Buckets, int]:
+    descriptor = _new_file(run / BUCKETS)
+    return Buckets.create(descriptor, name_of_boot()), descriptor
 
 
 def orphans(run: Path) -> bool:

@@ -133,7 +133,7 @@ class Supervisor:
 
     async def _resume(self, state: SupervisorState) -> None:
         """Go on where the former image of this process left; its workers are serving all the while."""
-        adopted = Memory.adopt(state.shared_fd, state.keyring_fd)
+        adopted = Memory.adopt(state.shared_fd, state.keyring_fd, state.buckets_fd)
         published = adopted.published() if adopted else None
         settings = published.settings if published else Settings()  # until the databases are open
         self._open_journal(settings).adopt(state.own_log_fds, state.log_fds, settings.log_level)
@@ -337,6 +337,7 @@ class Supervisor:
             listening_fds=[each.fileno() for each in self._generations.listening],
             shared_fd=self._memory.shared_fd,
             keyring_fd=self._memory.keyring_fd,
+            buckets_fd=self._memory.buckets_fd,
             life_fds=self._generations.life,
             control_fd=self._control_socket.fileno(),
             log_fds=self._journal.others(),

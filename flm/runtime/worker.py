@@ -27,12 +27,13 @@ from typing import Any, Final, Protocol
 import msgspec
 import uvloop
 
-from flm._native import LOG_DROPPED, Keyring, Shared
+from flm._native import LOG_DROPPED, Buckets, Keyring, Shared
 from flm.errors import ErrorKind, RequestError
 from flm.runtime import stragglers
 from flm.runtime.boot import Order, Word, WorkerBoot, take_over, unpack
 from flm.runtime.listener import App, Listener, NotServingError, cut
 from flm.runtime.loglines import Batch, LogLines, install
+from flm.runtime.memory import name_of_boot
 from flm.runtime.reports import FailureReports
 
 BEAT_SECONDS: Final = 0.5  # how often a worker says that it lives
@@ -62,6 +63,7 @@ class Services(msgspec.Struct, frozen=True):
 
     shared: Shared
     keyring: Keyring
+    buckets: Buckets
     cell: int
     log: Callable[[bytes], None]
     engine_failed: Callable[[str, str], None]
@@ -187,7 +189,8 @@ def run(boot: WorkerBoot, create_app: CreateApp) -> None:
         with open(boot.pepper, "rb") as file:
             keyring = Keyring.attach(boot.keyring_fd, file.read())
         reports = FailureReports(lambda word: _say(voice, word))
-        app = create_app(Services(shared, keyring, boot.cell, requests.write, reports))
+        buckets = Buckets.attach(boot.buckets_fd, name_of_boot())
+        app = create_app(Services(shared, keyring, buckets, boot.cell, requests.write, reports))
         _calm_collector()
         uvloop.run(_serve(boot, app, shared, control, voice))
     except Exception as error:
@@ -260,6 +263,7 @@ def _create_app(services: Services) -> ServedApp:
         WorkerContext(
             shared=services.shared,
             keyring=services.keyring,
+            buckets=services.buckets,
             slot=services.cell,
             log=services.log,
             cut=cut_connection,

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from flm import snapshot as snapshots
-from flm._native import Keyring, Shared, generate_key, hash_secret
+from flm._native import Buckets, Keyring, Shared, generate_key, hash_secret
 from flm.config import Settings
 from flm.proxy.app import App, WorkerContext
 from flm.snapshot import Engine, Model, Snapshot
@@ -41,9 +41,10 @@ class World:
     """An app and everything it is handed. `lines` are the log lines, decoded; `raw` the same as bytes."""
 
     def __init__(self, *engines: Engine, aliases: Mapping[str, str] | None = None, **settings: Any) -> None:
-        shared, ring = _file(), _file()
+        shared, ring, buckets = _file(), _file(), _file()
         self.shared = Shared.create(shared, 1, 1 << 20)
         self.keyring = Keyring.create(ring, 16)
+        self.buckets = Buckets.create(buckets, b"b" * 16, keys=16, addresses=16, overflow=16)
         self.raw: list[bytes] = []
         self.cuts: list[tuple[str, str]] = []
         self.failures: list[str] = []
@@ -54,6 +55,7 @@ class World:
             WorkerContext(
                 shared=self.shared,
                 keyring=reader,
+                buckets=self.buckets,
                 slot=0,
                 log=self.raw.append,
                 cut=self.cuts.append,
@@ -62,6 +64,7 @@ class World:
         )
         os.close(shared)
         os.close(ring)
+        os.close(buckets)
 
     @property
     def lines(self) -> list[dict[str, Any]]:

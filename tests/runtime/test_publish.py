@@ -149,7 +149,9 @@ def test_a_successor_takes_out_keys_that_were_revoked_meanwhile(tmp_path: Path) 
             await keys.revoke(transaction, key_id, 5)
         successor = Publisher(bench.folder, {}, "instance")
         await successor.open()
-        memory = Memory.adopt(os.dup(bench.memory.shared_fd), os.dup(bench.memory.keyring_fd))
+        memory = Memory.adopt(
+            os.dup(bench.memory.shared_fd), os.dup(bench.memory.keyring_fd), os.dup(bench.memory.buckets_fd)
+        )
         assert memory is not None
         successor.adopt(memory.keyring, {})
         await successor.refresh(memory)
@@ -175,11 +177,11 @@ def test_engines_are_part_of_it(tmp_path: Path) -> None:
 
 
 def test_files_of_another_layout_are_not_adopted(tmp_path: Path) -> None:
-    one, two = (os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("shared", "keyring"))
-    os.write(one, b"another version" * 1000)
-    assert Memory.adopt(one, two) is None
-    os.close(one)
-    os.close(two)
+    opened = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("shared", "keyring", "buckets")]
+    os.write(opened[0], b"another version" * 1000)
+    assert Memory.adopt(*opened) is None
+    for descriptor in opened:
+        os.close(descriptor)
 
 
 def test_a_running_proxy_takes_changes(tmp_path: Path) -> None:

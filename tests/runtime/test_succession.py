@@ -105,6 +105,7 @@ def test_state_survives_the_way_over() -> None:
         listening_fds=[4],
         shared_fd=5,
         keyring_fd=6,
+        buckets_fd=16,
         life_fds=(7, 8),
         control_fd=10,
         log_fds=[11],
@@ -115,4 +116,4 @@ def test_state_survives_the_way_over() -> None:
         chat_keys={"k": 1.0},
     )
     assert unpack(pack(state), SupervisorState) == state
-    assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+    assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]

@@ -89,15 +89,17 @@ def test_time_is_bounded(log_pipes: list[int], monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_document_and_its_descriptors_go_over_a_socket(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
-    opened = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("l1", "l2", "shared", "keyring", "life")]
+    names = ("l1", "l2", "shared", "keyring", "buckets", "life")
+    opened = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in names]
     for number, descriptor in enumerate(opened):
         os.write(descriptor, str(number).encode())
     boot = WorkerBoot(
         listening_fds=opened[:2],
         shared_fd=opened[2],
         keyring_fd=opened[3],
+        buckets_fd=opened[4],
         control_fd=-1,
-        life_fd=opened[4],
+        life_fd=opened[5],
         log_fd=-1,
         cell=7,
         slot=1,
@@ -112,9 +114,9 @@ def test_the_document_and_its_descriptors_go_over_a_socket(tmp_path: Path) -> No
     received = take_over(theirs, 99)
     assert received is not None
     assert (received.cell, received.log_fd, received.header_timeout) == (7, 99, 1.5)
-    got = [*received.listening_fds, received.shared_fd, received.keyring_fd, received.life_fd]
+    got = [*received.listening_fds, received.shared_fd, received.keyring_fd, received.buckets_fd, received.life_fd]
     assert not set(got) & set(opened)
-    assert [os.pread(descriptor, 9, 0) for descriptor in got] == [b"0", b"1", b"2", b"3", b"4"]
+    assert [os.pread(descriptor, 9, 0) for descriptor in got] == [b"0", b"1", b"2", b"3", b"4", b"5"]
     ours.close()
     assert os.read(received.control_fd, 1) == b""
     for descriptor in (*opened, *got, received.control_fd):
