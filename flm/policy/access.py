@@ -2,14 +2,16 @@
 
 A page of any site can make the reader's browser send requests to 127.0.0.1. Two things give it away: after DNS
 rebinding the Host header still holds the site's own name, and otherwise Origin or Sec-Fetch-Site say who asked.
-An address in the Host header cannot be the result of rebinding, since it was not resolved.
+An address in the Host header cannot be the result of rebinding, since it was not resolved. The policy may name further
+hosts, and origins whose pages may ask.
 
-Does not know what was asked for, nor who asks; it looks at header values only. Addresses of clients are a later step.
+Does not know what was asked for, nor who asks; it looks at header values only. Addresses of clients: `addresses`.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Final
 
 from flm.errors import ErrorKind, RequestError
@@ -21,6 +23,7 @@ _V6_BYTES: Final = b"0123456789abcdef:."
 _LOOPBACK_NAMES: Final = frozenset({b"localhost", b"127.0.0.1", b"::1"})
 _LOOPBACK_SUFFIX: Final = b".localhost"  # reserved by RFC 6761: nobody can register a name under it
 _SAME_SITE: Final = frozenset({b"same-origin", b"same-site", b"none"})
+_EVERY: Final = b"*"
 _SCHEMES: Final = (b"http://", b"https://")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -51,20 +54,34 @@ def _address(host: bytes) -> _Address | None:
         return None
 
 
+def _canonical(host: bytes) -> bytes:
+    address = _address(host)
+    return host if address is None else str(address).encode()
+
+
 class HostGuard:
-    """Which hosts a listener bound to `bind` (an IP literal) answers for.
+    """Which hosts a listener bound to `bind` (an IP literal) answers for, and the pages of which origins.
 
     Always: loopback names and addresses and `bind` itself. Bound wider than loopback: every private, link-local or
     unique-local address too, because behind a port forwarding the address a client used is not one of this machine.
+    `allowed_hosts` (names or addresses, small letters, without ports) are answered beside those; pages of
+    `allowed_origins` (letter by letter; `*`: all) are answered wherever they come from.
     """
 
-    def __init__(self, bind: str) -> None:
+    def __init__(self, bind: str, allowed_hosts: Iterable[str] = (), allowed_origins: Iterable[str] = ()) -> None:
         bound = ipaddress.ip_address(bind)
         self._wide = not bound.is_loopback
-        self._hosts = _LOOPBACK_NAMES if bound.is_unspecified else _LOOPBACK_NAMES | {str(bound).encode()}
+        own = _LOOPBACK_NAMES if bound.is_unspecified else _LOOPBACK_NAMES | {str(bound).encode()}
+        self._hosts = own | {_canonical(host.encode()) for host in allowed_hosts}
+        self._origins = frozenset(origin.encode() for origin in allowed_origins)
 
-    def check(self, host: bytes | None, origin: bytes | None, fetch_site: bytes | None) -> None:
+    def check(
+        self, host: bytes | None, origin: bytes | None, fetch_site: bytes | None, *, preflighted: bool = False
+    ) -> None:
         """The values of Host, Origin and Sec-Fetch-Site; several lines of one name are joined with a comma.
+
+        `preflighted`: the request is a CORS preflight, or carries what no page of another site can send without one
+        (Authorization). It passes where no origins are listed, since then CORS lets every page ask.
 
         Raises RequestError: INVALID_REQUEST without exactly one well-formed Host, HOST_NOT_ALLOWED for a host FLM does
         not answer for, ORIGIN_NOT_ALLOWED for a request a foreign site's page made.
@@ -74,10 +91,14 @@ class HostGuard:
             raise RequestError(ErrorKind.INVALID_REQUEST, "the request needs exactly one Host header: `host[:port]`")
         if not self.allows(name):
             message = (
-                "FLM does not answer for the host in the Host header; use localhost or the address it listens on "
-                "(a foreign name may be a DNS rebinding attack)"
+                "FLM does not answer for the host in the Host header; use localhost or the address it listens on, or "
+                "add the name to allowed_hosts of the policy (a foreign name may be a DNS rebinding attack)"
             )
             raise RequestError(ErrorKind.HOST_NOT_ALLOWED, message)
+        if _EVERY in self._origins or (origin is not None and origin in self._origins):
+            return
+        if preflighted and not self._origins:
+            return
         if fetch_site is not None and fetch_site.lower() not in _SAME_SITE:
             raise _foreign()
         if origin is not None and not self._allows_origin(origin):
@@ -104,5 +125,8 @@ class HostGuard:
 
 
 def _foreign() -> RequestError:
-    message = "the request was made by a page of another site, and FLM only answers pages of its own host"
+    message = (
+        "the request was made by a page of another site, and FLM only answers pages of its own host and of the "
+        "policy's cors.allowed_origins"
+    )
     return RequestError(ErrorKind.ORIGIN_NOT_ALLOWED, message)

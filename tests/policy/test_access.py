@@ -89,3 +89,49 @@ def test_any_headers_pass_or_are_refused(host: bytes, origin: bytes | None, site
     except RequestError as error:
         kind = error.kind
     assert kind in kinds
+
+
+def kind_of(guard: HostGuard, *headers: bytes | None, preflighted: bool = False) -> ErrorKind | None:
+    host, origin, site = headers
+    try:
+        guard.check(host, origin, site, preflighted=preflighted)
+    except RequestError as error:
+        return error.kind
+    return None
+
+
+def test_hosts_of_the_policy_are_answered_too() -> None:
+    guard = HostGuard("127.0.0.1", allowed_hosts=["flm.example.com", "2606:4700:0::1111", "192.0.2.1"])
+    for host in (b"FLM.example.com:443", b"[2606:4700::1111]:80", b"192.0.2.1", b"localhost"):
+        assert kind_of(guard, host, None, None) is None
+        assert kind_of(guard, host, b"https://" + host, b"same-origin") is None
+    for host in (b"x.flm.example.com", b"flm.example.com.evil.org", b"192.0.2.2", b"flm.example.com."):
+        assert kind_of(guard, host, None, None) is ErrorKind.HOST_NOT_ALLOWED
+
+
+@pytest.mark.parametrize("site", [None, b"cross-site", b"same-site"])
+def test_pages_of_listed_origins_are_answered(site: bytes | None) -> None:
+    guard = HostGuard("127.0.0.1", allowed_origins=["https://good.example"])
+    assert kind_of(guard, b"localhost", b"https://good.example", site) is None
+    assert kind_of(guard, b"evil.example", b"https://good.example", site) is ErrorKind.HOST_NOT_ALLOWED
+    for preflighted in (False, True):
+        for origin in (b"https://good.example.evil.com", b"http://good.example", b"https://GOOD.example", b"null"):
+            found = kind_of(guard, b"localhost", origin, site, preflighted=preflighted)
+            assert found is ErrorKind.ORIGIN_NOT_ALLOWED
+    if site != b"cross-site":
+        assert kind_of(guard, b"localhost", b"http://localhost:3000", site) is None
+
+
+def test_a_star_lets_every_page_ask() -> None:
+    guard = HostGuard("127.0.0.1", allowed_origins=["*"])
+    assert kind_of(guard, b"localhost", b"https://any.example", b"cross-site") is None
+    assert kind_of(guard, b"localhost", b"null", b"cross-site") is None
+    assert kind_of(guard, b"any.example", None, None) is ErrorKind.HOST_NOT_ALLOWED
+
+
+def test_with_no_origins_listed_only_what_needed_a_preflight_passes() -> None:
+    guard = HostGuard("127.0.0.1")
+    foreign = (b"localhost", b"https://any.example", b"cross-site")
+    assert kind_of(guard, *foreign) is ErrorKind.ORIGIN_NOT_ALLOWED
+    assert kind_of(guard, *foreign, preflighted=True) is None
+    assert kind_of(guard, b"any.example", *foreign[1:], preflighted=True) is ErrorKind.HOST_NOT_ALLOWED
