@@ -83,6 +83,14 @@ _SECURITY_1: Final[Migration] = (
     *_watched("engine_credentials"),
 )
 
+# One row at most; without it the default policy holds.
+_SECURITY_2: Final[Migration] = (
+    """CREATE TABLE security_policies (
+        id TEXT PRIMARY KEY CHECK (id = 'default'), document TEXT NOT NULL, updated_at INTEGER NOT NULL)
+        WITHOUT ROWID""",
+    *_watched("security_policies"),
+)
+
 CONFIG: Final = Schema(
     name="config",
     application_id=0x464C4D43,  # "FLMC"
@@ -93,8 +101,8 @@ CONFIG: Final = Schema(
 SECURITY: Final = Schema(
     name="security",
     application_id=0x464C4D53,  # "FLMS"
-    migrations=(_SECURITY_1,),
-    tables=frozenset({"generation", "api_keys", "engine_credentials"}),
+    migrations=(_SECURITY_1, _SECURITY_2),
+    tables=frozenset({"generation", "api_keys", "engine_credentials", "security_policies"}),
     synchronous="FULL",
 )
 SCHEMAS: Final = (CONFIG, SECURITY)

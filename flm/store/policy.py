@@ -1,0 +1,23 @@
+"""The security policy as a row. What a document may say is `flm.policy.document`'s business."""
+
+from __future__ import annotations
+
+from flm.store.database import Reader, Transaction
+
+_ONLY = "default"  # the one policy there is
+
+
+async def document(reader: Reader) -> bytes | None:
+    """The stored document as it stands, whatever it is; None if no policy was ever set. Raises DB_ERROR."""
+    # As bytes: text that is no UTF-8 is the document's fault, to be told as such, and not the database's.
+    rows = await reader.rows("SELECT CAST(document AS BLOB) FROM security_policies WHERE id = ?", (_ONLY,))
+    return bytes(rows[0][0] or b"") if rows else None
+
+
+async def put(transaction: Transaction, text: bytes, at: int) -> None:
+    """Replace the policy by `text` (UTF-8) at `at` (Unix seconds)."""
+    await transaction.change(
+        "INSERT INTO security_policies VALUES (?, ?, ?) "
+        "ON CONFLICT (id) DO UPDATE SET document = excluded.document, updated_at = excluded.updated_at",
+        (_ONLY, text.decode(), at),
+    )
