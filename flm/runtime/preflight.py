@@ -106,6 +106,7 @@ async def _open(boot: SupervisorBoot) -> None:
     try:
         await publisher.open()
         await publisher.load_settings()
+        await publisher.load_policy()
     finally:
         await publisher.close()
 

@@ -2,7 +2,8 @@
 
 Strategy: read everything, bring the keyring up to date by its differences, then publish the snapshot, whose new epoch
 makes both visible. Changes made by others are noticed by their databases' `generation`. What cannot be read leaves the
-last good state in force, and is remembered for `status`.
+last good state in force, and is remembered for `status`. A policy that cannot be read is fail-closed: nothing starts
+with it, and where one is in force it stays so, while revocations and all else go on.
 
 Knows the store and the shared memory; no worker, no socket, no engine's dialect.
 """
@@ -10,6 +11,7 @@ Knows the store and the shared memory; no worker, no socket, no engine's dialect
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -18,10 +20,12 @@ from typing import Final
 from flm._native import Keyring, NativeError, generate_key, hash_secret
 from flm.config import Resolved, Value, resolve
 from flm.errors import CommandCode, CommandError
+from flm.policy.document import Policy, parse_policy
 from flm.runtime.memory import Memory
 from flm.snapshot import Engine, Snapshot, encode
 from flm.store import engines as engine_rows
 from flm.store import keys as key_rows
+from flm.store import policy as policy_rows
 from flm.store import settings as setting_rows
 from flm.store.database import Database, open_config, open_security
 from flm.store.folder import Folder
@@ -32,6 +36,8 @@ _FIRST_CHAT_SLOT: Final = 1 << 31  # beyond every slot of the database
 _SALT_BYTES: Final = 16
 
 _Entry = tuple[int, bytes, bytes, int]  # slot, salt, digest, expiry in Unix milliseconds
+
+log = logging.getLogger("flm.supervisor")
 
 
 class Publisher:
@@ -48,6 +54,8 @@ class Publisher:
         self._turn = asyncio.Lock()
         self._seen = (-1, -1)
         self.engines: tuple[Engine, ...] = ()
+        self.policy: Policy | None = None  # the last one that could be read
+        self._policy_error: str | None = None
         self.resolved = Resolved(resolve({}, {}).settings, {})
         self.last_error: str | None = None
 
@@ -73,6 +81,32 @@ class Publisher:
         self.resolved = resolve(await setting_rows.all_settings(config), os.environ, self._flags)
         return self.resolved
 
+    async def load_policy(self) -> Policy:
+        """The policy as it stands. Raises POLICY_INVALID with what mends it, DB_ERROR; the one before stays."""
+        stored = await policy_rows.document(self.databases()[1])
+        try:
+            self.policy = Policy() if stored is None else parse_policy(stored)
+        except CommandError as error:
+            raise CommandError(
+                error.code,
+                f"the stored policy cannot be read, and without one FLM lets nobody in: {error.message}; "
+                "`flm security policy set --json F` replaces it",
+            ) from None
+        self._policy_error = None
+        return self.policy
+
+    async def _policy_in_force(self) -> Policy:
+        """The policy as it stands, or the last good one; without either raises as `load_policy`."""
+        try:
+            return await self.load_policy()
+        except CommandError as error:
+            if self.policy is None or error.code is not CommandCode.POLICY_INVALID:
+                raise
+            if self._policy_error != error.message:
+                log.error("the policy of before stays in force: %s", error.message)
+            self._policy_error = error.message
+            return self.policy
+
     async def refresh(self, memory: Memory) -> int:
         """Publish the databases' present state; its epoch, in force for each request that begins from now on.
 
@@ -84,9 +118,10 @@ class Publisher:
             resolved = resolve(await setting_rows.all_settings(config), os.environ, self._flags)
             aliases = await engine_rows.aliases(config)
             keys = await key_rows.all_keys(security)
+            policy = await self._policy_in_force()
             try:
                 self._update_keyring(memory.keyring, keys)
-                snapshot = Snapshot(self._instance, resolved.settings, self.engines, aliases)
+                snapshot = Snapshot(self._instance, resolved.settings, self.engines, aliases, policy)
                 epoch = memory.shared.publish(encode(snapshot))
             except NativeError as error:
                 raise CommandError(
@@ -95,7 +130,7 @@ class Publisher:
                 ) from None
             self._seen = seen
             self.resolved = resolved
-            self.last_error = None
+            self.last_error = self._policy_error
             return epoch
 
     async def changed(self) -> bool:

@@ -142,6 +142,7 @@ class Supervisor:
         if adopted is not None:
             self._publisher.adopt(adopted.keyring, state.chat_keys)
         self._publisher.engines = published.engines if published else ()
+        self._publisher.policy = published.policy if published else None
         self._generations = self._new_generations(listening, state.life_fds)
         self._generations.adopt(state.workers, state.generation, settings)
         self._generations.warm.adopt(state.warm)

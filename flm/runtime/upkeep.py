@@ -95,7 +95,7 @@ class Upkeep:
             try:
                 if await self._publisher.changed():
                     await self.refresh()
-                    log.info("a change of keys, engines or settings by another program is in force")
+                    log.info("a change of keys, policy, engines or settings by another program is in force")
             except CommandError as error:
                 self._note(error.message)
             except Exception:  # a fault of FLM's own must not end the watching

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from flm._native import Keyring, generate_key, hash_secret
-from flm.errors import CommandError
+from flm.errors import CommandCode, CommandError
+from flm.policy.document import Policy, RateLimit
 from flm.runtime.memory import Memory
 from flm.runtime.publish import Publisher
 from flm.services.notice import put_in_force
 from flm.snapshot import Engine, decode
-from flm.store import keys, settings
+from flm.store import keys, policy, settings
 from flm.store.database import open_config, open_security
 from flm.store.folder import Folder, locate
 from flm.store.pepper import load_pepper
@@ -46,6 +47,13 @@ class Bench:
         async with await open_security(self.folder) as database, database.transaction() as transaction:
             await keys.add(transaction, row)
         return key, key_id
+
+    async def set_policy(self, text: bytes) -> None:
+        async with await open_security(self.folder) as database, database.transaction() as transaction:
+            await policy.put(transaction, text, 0)
+
+    def published(self) -> Policy:
+        return decode(self.memory.shared.snapshot()[1]).policy
 
     def valid(self, key: str, now: float = 1.0) -> bool:
         return self.reader.verify(key.encode(), int(now * 1000)) is not None
@@ -99,6 +107,63 @@ def test_an_unreadable_setting_leaves_what_was_in_force(tmp_path: Path) -> None:
             await bench.publisher.refresh(bench.memory)
         assert bench.memory.shared.epoch() == 1
         assert bench.publisher.resolved.settings.log_level == "info"
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_the_policy_is_part_of_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        await bench.publisher.refresh(bench.memory)
+        assert bench.published() == Policy()
+        await bench.set_policy(b'{"rate_limit":{"rpm":60,"burst":10}}')
+        assert await bench.publisher.changed()
+        await bench.publisher.refresh(bench.memory)
+        assert bench.published() == Policy(rate_limit=RateLimit(60, 10))
+        await bench.publisher.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("stored", [b"", b"{", b"null", b'{"ip_whitelist":null}', b'{"of":"a newer version"}'])
+def test_nothing_starts_with_a_policy_that_cannot_be_read(tmp_path: Path, stored: bytes) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        await bench.set_policy(stored)
+        with pytest.raises(CommandError, match=r"lets nobody in.*`flm security policy set") as refused:
+            await bench.publisher.refresh(bench.memory)
+        assert refused.value.code is CommandCode.POLICY_INVALID
+        assert bench.memory.shared.epoch() == 0
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_the_last_good_policy_stays_while_revocations_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = Policy(ip_whitelist=("192.0.2.1",))
+
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        key, key_id = await bench.add_key(0)
+        await bench.set_policy(b'{"ip_whitelist":["192.0.2.1"]}')
+        await bench.publisher.refresh(bench.memory)
+        await bench.set_policy(b'{"ip_whitelist":')
+        for _ in range(2):
+            await bench.publisher.refresh(bench.memory)
+            assert bench.published() == good
+            assert "cannot be read" in (bench.publisher.last_error or "")
+        assert len([each for each in caplog.records if "stays in force" in each.getMessage()]) == 1
+        async with await open_security(bench.folder) as database, database.transaction() as transaction:
+            await keys.revoke(transaction, key_id, 5)
+        await bench.publisher.refresh(bench.memory)
+        assert not bench.valid(key)
+        await bench.set_policy(b"{}")
+        await bench.publisher.refresh(bench.memory)
+        assert (bench.published(), bench.publisher.last_error) == (Policy(), None)
         await bench.publisher.close()
 
     run(main)
@@ -213,3 +278,28 @@ def test_refresh_with_nothing_running(tmp_path: Path) -> None:
         assert not await put_in_force(prepare(tmp_path).folder)
 
     run(main)
+
+
+def test_a_proxy_with_an_unreadable_policy_neither_starts_nor_restarts_nor_opens(tmp_path: Path) -> None:
+    async def main() -> None:
+        proxy = prepare(tmp_path)
+        await store_policy(proxy.folder, b"{")
+        with pytest.raises(CommandError, match="`flm security policy set") as refused:
+            await proxy.start()
+        assert refused.value.code is CommandCode.POLICY_INVALID
+        await store_policy(proxy.folder, b'{"allowed_hosts":["a.example"]}')
+        async with running(tmp_path) as started:
+            await store_policy(started.folder, b"{")
+            assert await put_in_force(started.folder)
+            handle = await started.handle()
+            assert (handle.state, "cannot be read" in (handle.last_error or "")) == ("running", True)
+            with pytest.raises(CommandError, match=r"goes on as it was.*cannot be read"):
+                await started.service.restart()
+            assert (await get(started.port)).startswith(b"HTTP/1.1 200")
+
+    run(main)
+
+
+async def store_policy(folder: Folder, text: bytes) -> None:
+    async with await open_config(folder), await open_security(folder) as database, database.transaction() as change:
+        await policy.put(change, text, 0)
