@@ -1,9 +1,9 @@
-"""What every request needs and several processes share, in Rust: keys, keyring, shared memory, token buckets.
+"""What every request needs and several processes share, in Rust: keys, keyring, memory, buckets, rings.
 
 This package only re-exports the compiled module `_ext` (sources in `src/`, documentation in `_ext.pyi`). It does not
 know requests, scopes, policies or engines; it opens no file (it is handed descriptors) and reads no clock (time is an
 argument). A keyring or shared memory is written by one process, the supervisor, and read by its workers without locks;
-the token buckets are charged by all of them.
+the token buckets are charged by all of them; rows go from each worker to the supervisor through a ring.
 """
 
 from flm._native._ext import (
@@ -25,6 +25,7 @@ from flm._native._ext import (
     Buckets,
     Keyring,
     NativeError,
+    Rings,
     Shared,
     generate_key,
     hash_secret,
@@ -50,6 +51,7 @@ __all__ = [
     "Buckets",
     "Keyring",
     "NativeError",
+    "Rings",
     "Shared",
     "generate_key",
     "hash_secret",

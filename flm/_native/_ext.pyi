@@ -1,4 +1,4 @@
-"""The compiled module: API keys, the keyring, the shared memory and the token buckets.
+"""The compiled module: API keys, the keyring, the shared memory, the token buckets and the rings of rows.
 
 Every integer argument is checked: a negative number, or one too large for its field, is an OverflowError. Times are
 whole milliseconds, those of buckets whole nanoseconds; which clock they come from is said with each. No text of an
@@ -26,6 +26,7 @@ __all__ = [
     "Buckets",
     "Keyring",
     "NativeError",
+    "Rings",
     "Shared",
     "generate_key",
     "hash_secret",
@@ -302,3 +303,55 @@ class Buckets:
     @property
     def key_slots(self) -> int:
         """Number of key slots the buckets were made for."""
+
+@final
+class Rings:
+    """Rows of bytes from workers to the supervisor, in a mapped file: a ring for each worker slot.
+
+    Each slot has one process that pushes, and all have one that takes and releases; nobody ever waits. A row counts
+    once `push` has returned True, also if its process is killed at that moment; killed before, it has pushed nothing.
+    Rows stay in the file, whoever ends, until their room is released. Slots are 0 to worker_slots - 1; others are a
+    NativeError. The file must not be shortened while it is mapped. The descriptor may be closed after the call.
+    """
+
+    @staticmethod
+    def create(fd: int, worker_slots: int, ring_bytes: int) -> Rings:
+        """Lay out empty rings for `worker_slots` workers (1 to 1024), of `ring_bytes` each (a power of two from 64 to
+        2^30), in the empty file behind `fd`, opened for reading and writing.
+
+        The file is sparse: on disk are only the rings that were prepared. ValueError if an argument is out of bounds;
+        NativeError if the file is not empty or there is no room.
+        """
+
+    @staticmethod
+    def attach(fd: int) -> Rings:
+        """Map rings that were laid out by `create`, in this process or another; all methods may be called.
+
+        NativeError if the file is not complete rings of this LAYOUT_VERSION.
+        """
+
+    def prepare(self, slot: int) -> None:
+        """Take the disk space of a slot's ring, the first time; nothing happens the next times.
+
+        NativeError if there is no room: then the slot's rows are dropped, and counted, until another try succeeds.
+        """
+
+    def push(self, slot: int, row: bytes) -> bool:
+        """Add a row. False if the ring is full, or the row larger than it, and it was counted as dropped."""
+
+    def take(self, slot: int, most: int) -> tuple[list[bytes], int, bool]:
+        """(at most `most` rows, oldest first; the position behind them; whether what followed them is damaged).
+
+        The rows are taken again until `release` is called with the position. Damage is what a machine that lost power
+        may leave; the position is then behind all there is.
+        """
+
+    def release(self, slot: int, position: int, lost: int = 0) -> None:
+        """Give back the room of the rows before `position`, of the last `take`. `lost`: how many rows no sense could be
+        made of; they are counted as dropped."""
+
+    def waiting(self) -> list[int]:
+        """The slots that have rows."""
+
+    def dropped(self) -> int:
+        """Rows that were dropped or lost, of all slots, since the file was made."""

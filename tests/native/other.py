@@ -140,6 +140,16 @@ def pass_by(fd: int, arguments: dict[str, Any]) -> None:
     say([right, wrong, shared])
 
 
+def push_rows(fd: int, arguments: dict[str, Any]) -> None:
+    """Push rows without pause, n copies of the byte n modulo 256 for n from `first` on; wait where there is no room."""
+    rings = _native.Rings.attach(fd)
+    say("pushing")
+    number = arguments["first"]
+    while True:
+        if rings.push(0, bytes([number % 256]) * (1 + number % 300)):
+            number += 1
+
+
 ROLES = {
     "change_keys": change_keys,
     "verify_keys": verify_keys,
@@ -149,6 +159,7 @@ ROLES = {
     "drain": drain,
     "take_many": take_many,
     "pass_by": pass_by,
+    "push_rows": push_rows,
 }
 
 if __name__ == "__main__":

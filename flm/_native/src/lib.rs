@@ -7,6 +7,8 @@
 //! * [`bucket`]: the token buckets that all workers charge.
 //! * [`charge`]: how one bucket is charged while others charge it, without a lock.
 //! * [`gcra`]: the arithmetic of a rate limit.
+//! * [`ring`]: the rings through which workers hand rows to the supervisor.
+//! * [`spsc`]: how a row crosses one ring, without a lock, and is never torn.
 //! * [`latch`]: how one writer replaces a value that other processes are reading, without a lock.
 //! * [`mapping`]: a file mapped into memory as 64-bit atomics, and the header that names its layout.
 //! * [`siphash`]: the keyed hash of a number.
@@ -22,8 +24,9 @@ pub mod charge;
 pub mod error;
 pub mod gcra;
 pub mod latch;
+pub mod spsc;
 
-// The model checker (cfg(loom)) looks at the latch and at charging: its atomics are not memory that can be mapped.
+// The model checker (cfg(loom)) looks at the latch, at charging and at a ring: its atomics are not memory that can be mapped.
 #[cfg(not(loom))]
 pub mod bucket;
 #[cfg(not(loom))]
@@ -37,10 +40,12 @@ mod python;
 #[cfg(not(loom))]
 pub mod record;
 #[cfg(not(loom))]
+pub mod ring;
+#[cfg(not(loom))]
 pub mod shared;
 #[cfg(not(loom))]
 pub mod siphash;
 
-/// Version of the layout of all files (keyring, shared memory, buckets). Raised by every change to what a byte in them
+/// Version of the layout of all files (keyring, shared memory, buckets, rings). Raised by every change to what a byte in them
 /// means; a file of another version is refused, and the supervisor makes a new one.
 pub const LAYOUT_VERSION: u64 = 1;

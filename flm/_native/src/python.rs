@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::gcra::{Limit, Outcome};
 use crate::keyformat::{self, Hasher, DIGEST_LEN, SALT_LEN};
 use crate::record::Record;
-use crate::{bucket, keyring, shared};
+use crate::{bucket, keyring, ring, shared};
 
 pyo3::create_exception!(
     flm._native,
@@ -317,6 +317,52 @@ impl Buckets {
     }
 }
 
+/// What was taken from a ring, as Python gets it: rows, position, whether what came after them is damaged.
+type Rows<'py> = (Vec<Bound<'py, PyBytes>>, u64, bool);
+
+#[pyclass(frozen, module = "flm._native._ext")]
+struct Rings(ring::Rings);
+
+#[pymethods]
+impl Rings {
+    #[staticmethod]
+    fn create(fd: RawFd, worker_slots: usize, ring_bytes: usize) -> PyResult<Rings> {
+        Ok(Rings(ring::Rings::create(borrow(&fd)?, worker_slots, ring_bytes)?))
+    }
+
+    #[staticmethod]
+    fn attach(fd: RawFd) -> PyResult<Rings> {
+        Ok(Rings(ring::Rings::attach(borrow(&fd)?)?))
+    }
+
+    fn prepare(&self, slot: usize) -> PyResult<()> {
+        Ok(self.0.prepare(slot)?)
+    }
+
+    fn push(&self, slot: usize, row: &[u8]) -> PyResult<bool> {
+        Ok(self.0.push(slot, row)?)
+    }
+
+    fn take<'py>(&self, py: Python<'py>, slot: usize, most: usize) -> PyResult<Rows<'py>> {
+        let taken = self.0.take(slot, most)?;
+        let rows = taken.rows.iter().map(|row| PyBytes::new(py, row)).collect();
+        Ok((rows, taken.position, taken.damaged))
+    }
+
+    #[pyo3(signature = (slot, position, lost = 0))]
+    fn release(&self, slot: usize, position: u64, lost: u64) -> PyResult<()> {
+        Ok(self.0.release(slot, position, lost)?)
+    }
+
+    fn waiting(&self) -> Vec<usize> {
+        self.0.waiting()
+    }
+
+    fn dropped(&self) -> u64 {
+        self.0.dropped()
+    }
+}
+
 #[pymodule]
 fn _ext(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("LAYOUT_VERSION", crate::LAYOUT_VERSION)?;
@@ -336,6 +382,7 @@ fn _ext(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Keyring>()?;
     module.add_class::<Shared>()?;
     module.add_class::<Buckets>()?;
+    module.add_class::<Rings>()?;
     module.add_function(wrap_pyfunction!(generate_key, module)?)?;
     module.add_function(wrap_pyfunction!(key_id, module)?)?;
     module.add_function(wrap_pyfunction!(hash_secret, module)?)?;
