@@ -20,7 +20,7 @@ from typing import Final
 from flm._native import Keyring, NativeError, generate_key, hash_secret
 from flm.config import Resolved, Value, resolve
 from flm.errors import CommandCode, CommandError
-from flm.policy.document import Policy, parse_policy
+from flm.policy.document import Policy
 from flm.runtime.memory import Memory
 from flm.snapshot import Engine, Snapshot, encode
 from flm.store import engines as engine_rows
@@ -83,15 +83,7 @@ class Publisher:
 
     async def load_policy(self) -> Policy:
         """The policy as it stands. Raises POLICY_INVALID with what mends it, DB_ERROR; the one before stays."""
-        stored = await policy_rows.document(self.databases()[1])
-        try:
-            self.policy = Policy() if stored is None else parse_policy(stored)
-        except CommandError as error:
-            raise CommandError(
-                error.code,
-                f"the stored policy cannot be read, and without one FLM lets nobody in: {error.message}; "
-                "`flm security policy set --json F` replaces it",
-            ) from None
+        self.policy = await policy_rows.current(self.databases()[1])
         self._policy_error = None
         return self.policy
 

@@ -1,7 +1,7 @@
-"""`SecurityService`: API keys, made, listed and revoked.
+"""`SecurityService`: API keys, made, listed and revoked; the policy, shown and replaced.
 
 Strategy: a key's secret exists in the answer to `create_key` and nowhere else; what is stored is its salted hash under
-the folder's pepper. A key or revocation is in force in a running proxy when the call returns.
+the folder's pepper. A key, a revocation or a policy is in force in a running proxy when the call returns.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from flm._native import SALT_BYTES, generate_key, hash_secret
 from flm.errors import CommandCode, CommandError
+from flm.policy.document import parse_policy, rendered
 from flm.services.notice import put_in_force
 from flm.services.times import rfc3339
 from flm.store import keys as rows
+from flm.store import policy as policy_rows
 from flm.store.database import Transaction, open_security
 from flm.store.folder import Folder
 from flm.store.keys import StoredKey
@@ -54,7 +56,7 @@ class CreatedKey(Key, frozen=True, kw_only=True):
 
 
 class SecurityService:
-    """The keys of one data folder. `now` is the Unix time in seconds."""
+    """The keys and the policy of one data folder. `now` is the Unix time in seconds."""
 
     def __init__(self, folder: Folder, now: Callable[[], float] = time.time) -> None:
         self._folder = folder
@@ -86,6 +88,23 @@ class SecurityService:
             revoked = next(key for key in await rows.all_keys(transaction) if key.id == found.id)
         await put_in_force(self._folder)
         return _shown(revoked)
+
+    async def policy(self) -> dict[str, Any]:
+        """The policy as its document, every default filled in (docs/security.md). Raises POLICY_INVALID if the stored
+        one cannot be read."""
+        async with await open_security(self._folder) as database:
+            return rendered(await policy_rows.current(database))
+
+    async def set_policy(self, document: bytes) -> dict[str, Any]:
+        """Replace the policy by a JSON document (UTF-8); what it leaves out is the default. Answers as `policy`.
+
+        Raises POLICY_INVALID saying where and what; then nothing is changed.
+        """
+        shown = rendered(parse_policy(document))
+        async with await open_security(self._folder) as database, database.transaction() as transaction:
+            await policy_rows.put(transaction, msgspec.json.encode(shown), int(self._now()))
+        await put_in_force(self._folder)
+        return shown
 
     async def _create(self, label: str, *, only_first: bool) -> CreatedKey | None:
         async with await open_security(self._folder) as database, database.transaction() as transaction:

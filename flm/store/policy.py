@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flm.errors import CommandError
+from flm.policy.document import Policy, parse_policy
 from flm.store.database import Reader, Transaction
 
 _ONLY = "default"  # the one policy there is
@@ -12,6 +14,22 @@ async def document(reader: Reader) -> bytes | None:
     # As bytes: text that is no UTF-8 is the document's fault, to be told as such, and not the database's.
     rows = await reader.rows("SELECT CAST(document AS BLOB) FROM security_policies WHERE id = ?", (_ONLY,))
     return bytes(rows[0][0] or b"") if rows else None
+
+
+async def current(reader: Reader) -> Policy:
+    """The policy that holds: the stored one, or the default if none was ever set.
+
+    Raises POLICY_INVALID, with what mends it, if the stored one cannot be read; DB_ERROR.
+    """
+    stored = await document(reader)
+    try:
+        return Policy() if stored is None else parse_policy(stored)
+    except CommandError as error:
+        raise CommandError(
+            error.code,
+            f"the stored policy cannot be read, and without one FLM lets nobody in: {error.message}; "
+            "`flm security policy set --json F` replaces it",
+        ) from None
 
 
 async def put(transaction: Transaction, text: bytes, at: int) -> None:

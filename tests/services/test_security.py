@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import sqlite3
@@ -194,3 +195,32 @@ def test_ten_thousand_keys_are_listed_in_order(folder: Folder) -> None:
     assert len(listed) == 10_000
     assert listed[0].label == "first"
     assert create(folder, "next").label == "next"
+
+
+class TestPolicy:
+    def test_it_is_stored_whole_and_shown_again(self, folder: Folder) -> None:
+        async def main() -> None:
+            service = SecurityService(folder, lambda: NOW)
+            before = await service.policy()
+            after = await service.set_policy(b'{"rate_limit":{"rpm":60}}')
+            assert after == before | {"rate_limit": {"rpm": 60, "burst": 60}}
+            assert await service.policy() == after
+            async with await open_security(folder) as database:
+                ((text, at),) = await database.rows("SELECT document, updated_at FROM security_policies")
+            assert (json.loads(text), at) == (after, int(NOW))
+
+        asyncio.run(main())
+
+    def test_one_that_cannot_be_read_is_never_shown_as_another(self, folder: Folder) -> None:
+        async def main() -> None:
+            service = SecurityService(folder)
+            await service.set_policy(b'{"ip_whitelist":["::1"]}')
+            async with await open_security(folder) as database, database.transaction() as transaction:
+                await transaction.change("UPDATE security_policies SET document = '{}}'")
+            with pytest.raises(CommandError, match=r"cannot be read.*`flm security policy set") as refused:
+                await service.policy()
+            assert refused.value.code is CommandCode.POLICY_INVALID
+            await service.set_policy(b"{}")
+            assert (await service.policy())["ip_whitelist"] == []
+
+        asyncio.run(main())

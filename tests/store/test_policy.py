@@ -8,6 +8,8 @@ import sqlite3
 import msgspec
 import pytest
 
+from flm.errors import CommandCode, CommandError
+from flm.policy.document import Policy
 from flm.store import keys, opening, policy
 from flm.store.database import Database, open_security
 from flm.store.folder import Folder
@@ -50,6 +52,20 @@ def test_whatever_stands_there_comes_back(folder: Folder, value: str, stands: by
             return await policy.document(database)
 
     assert asyncio.run(main()) == stands
+
+
+def test_what_holds(folder: Folder) -> None:
+    async def main() -> None:
+        async with await open_security(folder) as database:
+            assert await policy.current(database) == Policy()
+            await put(database, b'{"ip_whitelist":["::1"]}')
+            assert await policy.current(database) == Policy(ip_whitelist=("::1",))
+            await put(database, b'{"ip_whitelist":"::1"}')
+            with pytest.raises(CommandError, match=r"cannot be read.*ip_whitelist: .*`flm security policy set") as no:
+                await policy.current(database)
+            assert no.value.code is CommandCode.POLICY_INVALID
+
+    asyncio.run(main())
 
 
 def test_every_change_is_noticed_whoever_makes_it(folder: Folder) -> None:
