@@ -1,8 +1,8 @@
 """The ASGI application of one worker: the route table, the order of a request's steps, the only broad except.
 
-The order is a promise (docs/http.md) and stands in `_serve`: request id, address, head, host and origin, key, room
-for one more, route. No branch skips a step. Errors climb to `__call__`, which answers them once and writes the one
-line.
+The order is a promise (docs/http.md) and stands in `_serve`: request id, address, head, IP policy, host and origin,
+key, room for one more, rate limits, route. No branch skips a step. Errors climb to `__call__`, which answers them once
+and writes the one line.
 
 Does not know databases, files or processes: what it shares with others is in its `WorkerContext`.
 """
@@ -23,11 +23,12 @@ from flm import snapshot as snapshots
 from flm._native import Buckets
 from flm.engines.base import Endpoint
 from flm.errors import ErrorKind, RequestError
-from flm.policy.keys import Keyring, authenticate
+from flm.policy.keys import Keyring, Principal, authenticate
 from flm.policy.paths import PREFIX as ENGINE_PREFIX
 from flm.proxy import head as heads
 from flm.proxy.body import drain, is_drainable
 from flm.proxy.exchange import ClientGoneError, ClientTooSlowError, Exchange, Receive, Scope, Send
+from flm.proxy.gate import Gate
 from flm.proxy.head import Head
 from flm.proxy.inference import infer
 from flm.proxy.passthrough import pass_through
@@ -66,9 +67,9 @@ def _keep_quiet(_engine_id: str, _message: str) -> None:
 class WorkerContext(msgspec.Struct, kw_only=True):
     """What the composition root hands to the data path of one worker.
 
-    `slot`: the worker's own in shared memory. `log`: takes one JSON line, never blocks. `cut`: closes the connection
-    of a client, given as (address, port), that cannot be got rid of in another way. `engine_failed`: is told the id of
-    an engine that failed a request by its own fault, and what happened.
+    `buckets`: charged by all workers. `slot`: the worker's own in shared memory. `log`: takes one JSON line, never
+    blocks. `cut`: closes the connection of a client, given as (address, port), that cannot be got rid of in another
+    way. `engine_failed`: is told the id of an engine that failed a request by its own fault, and what happened.
     """
 
     shared: SharedMemory
@@ -187,20 +188,26 @@ class App:
     async def _serve(self, exchange: Exchange, responder: Responder) -> None:
         scope, record = exchange.scope, exchange.record
         view = self._view()
-        responder.use(view.settings)
+        gate = view.gate
         fields, size = heads.collect(scope["headers"])
+        responder.use(view.settings, gate.headers(fields.get(b"origin")))
         head = Head(scope["method"], scope["raw_path"], fields)
         exchange.head = head
+        exchange.name(gate.request_id(scope["client"][0], fields))
+        address = record.client_ip = gate.client(scope["client"][0], fields)
         route = find_route(head.path)
         record.endpoint = route.name if route is not None else words(head.path.decode("latin-1"))
         heads.check(scope, head, size)
-        # The IP policy of a later step stands here: before the key, so that an address outside learns nothing of keys.
-        view.guard.check(fields.get(b"host"), fields.get(b"origin"), fields.get(b"sec-fetch-site"))
+        gate.check_address(address)
+        preflight = gate.check_page(head)
+        if preflight is not None:
+            await responder.allow(preflight)
+            return
         if route is None or not route.public:
-            now_ms = int(time.time() * 1000)
-            principal = authenticate(fields.get(b"authorization"), self._context.keyring, now_ms)
+            principal = self._authenticate(gate, fields.get(b"authorization"), address)
             record.api_key_id = principal.key_id
             self._check_room(view)
+            responder.add(gate.charge(self._context.buckets, principal.slot, address))
         if route is None:
             raise RequestError(ErrorKind.NOT_FOUND, "there is no such path here")
         if head.method not in route.methods and route.methods is not ANY_METHOD:
@@ -208,6 +215,15 @@ class App:
             message = f"{route.name} takes {' and '.join(route.methods)} only"
             raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, message, headers=allow)
         await route.handle(exchange, view, head, responder)
+
+    def _authenticate(self, gate: Gate, authorization: bytes | None, address: str) -> Principal:
+        """Raises RequestError INVALID_API_KEY, or RATE_LIMIT_EXCEEDED to an address with many bad keys: only once the
+        key is known to be bad, so that nobody's good key is locked out by others."""
+        try:
+            return authenticate(authorization, self._context.keyring, int(time.time() * 1000))
+        except RequestError:
+            gate.count_bad_key(self._context.buckets, address)
+            raise
 
     def _check_room(self, view: View) -> None:
         limit = view.settings.proxy_max_in_flight
@@ -264,7 +280,7 @@ class App:
             return view
         epoch, data = shared.snapshot()
         pools: dict[PoolKey, Any] = view.pools if view is not None else {}
-        fresh = View(epoch, snapshots.decode(data), pools, self._opener)
+        fresh = View(epoch, snapshots.decode(data), pools, self._opener, view.gate if view is not None else None)
         self._current = fresh
         self._recorder.set_level(fresh.settings.log_level)
         for key, pool in pools.items():

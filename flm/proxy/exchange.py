@@ -82,6 +82,11 @@ class Exchange:
         self._interruption: Exception | None = None
         self._over = False
 
+    def name(self, request_id: str | None) -> None:
+        """Take over the id that somebody trusted gave the request, if any."""
+        if request_id is not None:
+            self.request_id = self.record.request_id = request_id
+
     def elapsed_ms(self) -> float:
         """Milliseconds since the request began."""
         return round((time.perf_counter() - self._started) * 1000, 2)

@@ -30,6 +30,11 @@ _READ: Final = frozenset(
         b"content-encoding",
         b"transfer-encoding",
         b"expect",
+        b"x-forwarded-for",
+        b"forwarded",
+        b"x-request-id",
+        b"access-control-request-method",
+        b"access-control-request-headers",
     }
 )
 

@@ -1,8 +1,9 @@
 """What goes to the client: one whole answer, or a stream of frames, or an error in whichever of the two has begun.
 
-Every answer carries `server` and `x-request-id`. A frame is at most SEND_FRAME_BYTES, because the server holds four
-of them for a slow client; awaiting each one is the back-pressure that slows the engine down. A client that takes
-nothing for `proxy.send_timeout_seconds`, or less than `proxy.min_bytes_per_second` while FLM has more for it, is cut.
+Every answer carries `x-request-id` and the headers of `ALWAYS`. A frame is at most SEND_FRAME_BYTES, because the server
+holds four of them for a slow client; awaiting each one is the back-pressure that slows the engine down. A client that
+takes nothing for `proxy.send_timeout_seconds`, or less than `proxy.min_bytes_per_second` while FLM has more for it, is
+cut.
 
 Does not know what the bytes mean, nor where they come from.
 """
@@ -19,10 +20,20 @@ from flm.proxy.exchange import ClientTooSlowError, Exchange
 JSON: Final = (b"content-type", b"application/json")
 STREAM_HEADERS: Final[tuple[Header, ...]] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx in front would otherwise collect the stream
 )
-_SERVER: Final = (b"server", b"flm")
+# For browsers: an answer is kept by nobody, is never taken for something else than it says, and never part of a page.
+# What an engine says of these on the pass-through does not count.
+ALWAYS: Final[tuple[Header, ...]] = (
+    (b"server", b"flm"),
+    (b"cache-control", b"no-cache, no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_ALWAYS_NAMES: Final = frozenset(name for name, _ in ALWAYS)
 _CLOSE: Final = (b"connection", b"close")
 _NO_RETRY: Final = (b"x-should-retry", b"false")
 _DEFAULTS: Final = Settings()
@@ -34,6 +45,7 @@ class Responder:
     """The answer to one request. `without_body`: only its head is wanted (HEAD)."""
 
     __slots__ = (
+        "_added",
         "_blocked",
         "_exchange",
         "_paced_bytes",
@@ -46,21 +58,35 @@ class Responder:
     def __init__(self, exchange: Exchange, *, without_body: bool) -> None:
         self._exchange = exchange
         self._settings = _DEFAULTS
+        self._added: tuple[Header, ...] = ()
         self._streaming = False
         self._blocked = 0.0
         self._paced_bytes = 0
         self.without_body = without_body
         self.started = False
 
-    def use(self, settings: Settings) -> None:
-        """The settings in force for this request, once they are known."""
+    def use(self, settings: Settings, headers: tuple[Header, ...]) -> None:
+        """The settings in force for this request, once they are known, and headers its answer carries, whatever it
+        is."""
         self._settings = settings
+        self._added = headers
+
+    def add(self, headers: tuple[Header, ...]) -> None:
+        """More headers for whatever the answer is."""
+        if headers:
+            self._added += headers
 
     async def whole(self, status: int, body: bytes, headers: tuple[Header, ...] = ()) -> None:
         """One JSON answer of known length."""
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [JSON, length, *headers])
         await self._frames(b"" if self.without_body else body, more=False)
+
+    async def allow(self, headers: tuple[Header, ...]) -> None:
+        """The answer to a preflight, without a body; `headers` say all there is to say to a browser."""
+        self._added = headers
+        await self._start(204, [])
+        await self._frame(b"", more=False)
 
     async def begin_stream(self, headers: tuple[Header, ...]) -> None:
         """The head of an event stream; does nothing if it has been sent."""
@@ -70,7 +96,7 @@ class Responder:
 
     async def begin(self, status: int, headers: list[Header]) -> None:
         """The head of an answer that FLM passes on as it is; it reaches the client before any piece of the body."""
-        await self._start(status, headers)
+        await self._start(status, [header for header in headers if header[0] not in _ALWAYS_NAMES])
         if not self.without_body:
             await self._frame(b"", more=True)  # the server holds back a head that no body follows
 
@@ -109,7 +135,9 @@ class Responder:
         exchange = self._exchange
         self.started = True
         exchange.record.status = status
-        headers += (_SERVER, (b"x-request-id", exchange.request_id.encode()))
+        headers += ALWAYS
+        headers += self._added
+        headers.append((b"x-request-id", exchange.request_id.encode()))
         if exchange.closing and _CLOSE not in headers:
             headers.append(_CLOSE)
         await exchange.send({"type": "http.response.start", "status": status, "headers": headers})

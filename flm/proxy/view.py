@@ -17,9 +17,9 @@ import msgspec
 from flm.engines import registry
 from flm.engines.base import Dialect
 from flm.errors import ErrorKind, RequestError
-from flm.policy.access import HostGuard
 from flm.policy.closing import parse_openings
 from flm.policy.routing import Route, RouteIndex, model_id
+from flm.proxy.gate import Gate
 from flm.snapshot import SERVING, Engine, Model, Snapshot
 from flm.upstream.pool import Pool, Timeouts
 
@@ -82,13 +82,22 @@ class Target:
 
 
 class View:
-    """One epoch's world. `pools` are those of the view before, by key; those still needed are taken over."""
+    """One epoch's world. `pools` are those of the view before, by key, and `gate` its gate: what is still as it was is
+    taken over."""
 
-    def __init__(self, epoch: int, snapshot: Snapshot, pools: dict[PoolKey, Pool], opener: OpenPool) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        snapshot: Snapshot,
+        pools: dict[PoolKey, Pool],
+        opener: OpenPool,
+        gate: Gate | None = None,
+    ) -> None:
         settings = snapshot.settings
         self.epoch: Final = epoch
         self.settings: Final = settings
-        self.guard: Final = HostGuard(settings.proxy_bind)
+        same = gate is not None and gate.policy == snapshot.policy and gate.bind == settings.proxy_bind
+        self.gate: Final = gate if gate is not None and same else Gate(snapshot.policy, settings.proxy_bind)
         self.routes: Final[RouteIndex[Engine]] = RouteIndex(
             snapshot.engines, snapshot.aliases, serving=SERVING, plain_names=settings.routing_plain_names
         )

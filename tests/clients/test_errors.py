@@ -106,7 +106,7 @@ def test_a_wrong_key(client: Client, target: Target) -> None:
 
 
 def test_a_page_of_another_site(client: Client, target: Target) -> None:
-    error = failed(client, target, "chat", "", headers={"Origin": "https://evil.example"})
+    error = failed(client, target, "chat", "", headers={"Sec-Fetch-Site": "cross-site"})
     check(error, "PermissionDeniedError", 403, "origin_not_allowed")
 
 

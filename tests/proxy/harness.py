@@ -18,7 +18,9 @@ import msgspec
 from flm import snapshot as snapshots
 from flm._native import Buckets, Keyring, Shared, generate_key, hash_secret
 from flm.config import Settings
+from flm.policy.document import Policy
 from flm.proxy.app import App, WorkerContext
+from flm.proxy.respond import ALWAYS
 from flm.snapshot import Engine, Model, Snapshot
 
 PEPPER = b"p" * 32
@@ -40,7 +42,13 @@ def _file() -> int:
 class World:
     """An app and everything it is handed. `lines` are the log lines, decoded; `raw` the same as bytes."""
 
-    def __init__(self, *engines: Engine, aliases: Mapping[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *engines: Engine,
+        aliases: Mapping[str, str] | None = None,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+        **settings: Any,
+    ) -> None:
         shared, ring, buckets = _file(), _file(), _file()
         self.shared = Shared.create(shared, 1, 1 << 20)
         self.keyring = Keyring.create(ring, 16)
@@ -49,7 +57,7 @@ class World:
         self.cuts: list[tuple[str, str]] = []
         self.failures: list[str] = []
         self.key = self.add_key()
-        self.publish(*engines, aliases=aliases, **settings)
+        self.publish(*engines, aliases=aliases, policy=policy, **settings)
         reader = Keyring.attach(ring, PEPPER)
         self.app = App(
             WorkerContext(
@@ -76,8 +84,14 @@ class World:
         self.keyring.upsert(key_id, len(self.keyring), SALT, digest, expires_at_ms, revoked)
         return key
 
-    def publish(self, *engines: Engine, aliases: Mapping[str, str] | None = None, **settings: Any) -> None:
-        snapshot = Snapshot("instance", Settings(**settings), engines, dict(aliases or {}))
+    def publish(
+        self,
+        *engines: Engine,
+        aliases: Mapping[str, str] | None = None,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+        **settings: Any,
+    ) -> None:
+        snapshot = Snapshot("instance", Settings(**settings), engines, dict(aliases or {}), policy)
         self.shared.publish(snapshots.encode(snapshot))
 
     def client(self, method: str = "GET", path: str = "/health", **more: Any) -> Client:
@@ -101,6 +115,9 @@ def chat(model: str, *, stream: bool = False, text: str = "hello") -> dict[str, 
     return {"model": model, "stream": stream, "messages": [{"role": "user", "content": text}]}
 
 
+_ALWAYS = {name for name, _ in ALWAYS}
+
+
 class Client:
     """One request in memory. `body`: sent whole at once unless `hold` is set, then by `feed`."""
 
@@ -116,6 +133,7 @@ class Client:
         host: str | None = "localhost:3560",
         hold: bool = False,
         version: str = "1.1",
+        address: str = "127.0.0.1",
     ) -> None:
         self.world = world
         data = body if isinstance(body, bytes) else (b"" if body is None else json.dumps(body).encode())
@@ -137,7 +155,7 @@ class Client:
             "path": raw_path.decode("latin-1"),
             "query_string": query,
             "headers": fields,
-            "client": ("127.0.0.1", "50000"),
+            "client": (address, "50000"),
         }
         self.messages: list[dict[str, Any]] = []
         self.reading = asyncio.Event()  # cleared: the client reads nothing
@@ -180,6 +198,11 @@ class Client:
     @property
     def headers(self) -> dict[bytes, bytes]:
         return dict(self.messages[0]["headers"])
+
+    @property
+    def own_headers(self) -> dict[bytes, bytes]:
+        """The headers of this very answer: without those that every answer has."""
+        return {name: value for name, value in self.headers.items() if name not in _ALWAYS | {b"x-request-id"}}
 
     @property
     def body(self) -> bytes:

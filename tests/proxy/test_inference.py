@@ -68,7 +68,7 @@ def test_a_whole_answer_comes_back_under_the_name_the_caller_wrote() -> None:
 def test_a_stream_comes_back_event_by_event() -> None:
     client, world, _ = ask([receive(), say(GOOD_STREAM), stall()], stream=True)
     assert client.headers[b"content-type"] == b"text/event-stream; charset=utf-8"
-    assert client.headers[b"cache-control"] == b"no-cache"
+    assert client.headers[b"cache-control"] == b"no-cache, no-store"
     assert client.headers[b"x-accel-buffering"] == b"no"
     assert b"content-length" not in client.headers
     assert client.events[-1] == b"data: [DONE]"
