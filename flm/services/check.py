@@ -1,4 +1,4 @@
-"""`CheckService`: are the databases and the pepper of a data folder whole? Looks, and mends nothing."""
+"""`CheckService`: are the databases, the policy and the pepper of a data folder whole? Looks, and mends nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from flm.errors import CommandError
-from flm.store import keys
+from flm.store import keys, policy
 from flm.store.database import Database, open_config, open_security
 from flm.store.folder import Folder
 from flm.store.pepper import load_pepper
@@ -59,6 +59,8 @@ class CheckService:
             async with await opened(self._folder) as database:
                 problems = tuple(await database.damage())
                 generation = await database.generation()
+                if opened is open_security and not problems:
+                    await policy.current(database)
         except CommandError as error:
             problems = (error.message,)
         return Checked(path.name, str(path), _exists(path), problems, _size(path), generation)

@@ -36,6 +36,17 @@ def test_a_folder_without_keys_needs_no_pepper(folder: Folder) -> None:
     assert check(folder)["pepper"] == Checked("pepper", str(folder.pepper), False, ())
 
 
+def test_a_policy_that_cannot_be_read(folder: Folder) -> None:
+    asyncio.run(SecurityService(folder).set_policy(b"{}"))
+    assert check(folder)["security.db"].well
+    connection = sqlite3.connect(folder.security, isolation_level=None)
+    connection.execute("UPDATE security_policies SET document = 'null'")
+    connection.close()
+    found = check(folder)["security.db"]
+    assert "`flm security policy set" in found.problems[0]
+    assert found.generation == 3
+
+
 @pytest.mark.parametrize("name", ["config.db", "security.db", "pepper"])
 def test_what_is_missing_is_named(folder: Folder, name: str) -> None:
     asyncio.run(SecurityService(folder).create_key("a"))
