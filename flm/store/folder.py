@@ -157,14 +157,15 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold the folder for oneself while databases are created or migrated. The lock is on the folder itself (flock), so
-    it leaves no file and dies with its holder. Raises DB_ERROR after LOCK_SECONDS.
+def locked(root: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the folder for oneself while databases are created, migrated or replaced; `shared`: with others who only
+    open them. The lock is on the folder itself (flock), so it leaves no file and dies with its holder.
+    Raises DB_ERROR after LOCK_SECONDS.
     """
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(descriptor):
+        while not _try_lock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 raise CommandError(
                     CommandCode.DB_ERROR,
@@ -177,9 +178,9 @@ def locked(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

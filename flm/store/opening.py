@@ -2,8 +2,8 @@
 
 Strategy: the two databases are created together, under the folder's lock and beside a marker file. While the marker is
 there, creation is unfinished and is resumed; without it, a database that is missing or empty while the other is there
-is a loss and is refused (an empty security database would forget every revocation and allow-list). Whatever the file
-is, it is inspected before SQLite may write to it.
+is a loss and is refused (an empty security database would forget every revocation and allow-list). A replacement by a
+restore that was cut off is undone first. Whatever the file is, it is inspected before SQLite may write to it.
 
 Knows no rows. Blocking: on an event loop it runs in a thread (see `database`).
 """
@@ -22,6 +22,7 @@ from flm.errors import CommandCode, CommandError
 from flm.store.folder import Folder, create_file, locked, secure_file, secure_folder, sync_folder
 from flm.store.inspection import BUSY_SECONDS, inspect, uri
 from flm.store.schema import SCHEMAS, Schema
+from flm.store.swap import settle, unsettled
 
 MARKER: Final = ".creating"
 
@@ -55,14 +56,22 @@ def open_connection(folder: Folder, schema: Schema) -> sqlite3.Connection:
     """
     path = path_of(folder, schema)
     with _opening:
-        _secure(folder)
-        if not _complete(folder):
-            with locked(folder.root):
-                _create(folder)
-        if not _open[_identity(path)] and inspect(path, schema) < schema.version:
-            with locked(folder.root):
-                migrate(path, schema)
-        return _connect(path, schema)
+        while True:
+            _secure(folder)
+            _prepare(folder, path, schema)
+            with locked(folder.root, shared=True):  # nobody replaces the files between this look and SQLite's own lock
+                if not unsettled(folder):
+                    return _connect(path, schema)
+
+
+def _prepare(folder: Folder, path: Path, schema: Schema) -> None:
+    settle(folder)
+    if not _complete(folder):
+        with locked(folder.root):
+            _create(folder)
+    if not _open[_identity(path)] and inspect(path, schema) < schema.version:
+        with locked(folder.root):
+            migrate(path, schema)
 
 
 def migrate(path: Path, schema: Schema) -> None:

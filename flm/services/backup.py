@@ -1,0 +1,318 @@
+"""`BackupService`: an encrypted copy of keys, settings and engines in one file, and the way back.
+
+Strategy: `create` copies the databases as they are at one moment into a private folder, and seals that copy and the
+pepper into the file. `restore` unseals into a private folder, verifies all of it with the code that opens databases,
+and only then replaces what is there, as one step that can be undone. It is refused while a proxy runs: a running proxy
+has the old keys in its workers and the old databases open.
+
+The content of a backup is a JSON line (`Contents`) and then the files in its order. Knows no terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shlex
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+
+from flm import __version__
+from flm.errors import CommandCode, CommandError
+from flm.runtime import instance, memory
+from flm.services.times import rfc3339
+from flm.store.copies import copy_to, usable, verify
+from flm.store.folder import Folder, create_file, secure_folder, sync_folder
+from flm.store.sealed import CHUNK_BYTES, Head, Kind, check_size, invalid, read_head, seal, unseal
+from flm.store.sealed import Secret as Secret
+from flm.store.swap import members, replace, settle
+
+_STAGED: Final = ".restore-"  # folders of files in clear, private, for as long as a command runs
+_COPIED: Final = ".backup-"
+KEPT: Final = "before-restore-"
+_CONTENTS_BYTES: Final = 65_536
+
+
+class File(msgspec.Struct, frozen=True):
+    """One file of a backup and its size in bytes."""
+
+    name: str
+    bytes: int
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What is in a backup. `created_at`: Unix seconds; `flm`: the version that made it."""
+
+    flm: str
+    created_at: int
+    files: tuple[File, ...]
+
+
+class Created(msgspec.Struct, frozen=True):
+    """A backup that was made. `bytes`: the size of the file."""
+
+    file: str
+    bytes: int
+    created_at: str
+    contains: tuple[str, ...]
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What was restored. `kept`: the folder with the files there were before, None if there were none; `to_undo` says
+    how to go back to them."""
+
+    file: str
+    created_at: str | None
+    keys: int
+    restored: tuple[str, ...]
+    kept: str | None
+    to_undo: str
+
+
+class BackupService:
+    """The backups of one data folder. `now` is the Unix time in seconds."""
+
+    def __init__(self, folder: Folder, now: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._now = now
+
+    async def create(self, output: Path, secret: Secret) -> Created:
+        """Write a backup to a file that is not there yet; whole, private and on disk, or not at all.
+
+        Needs no rest: a proxy may run. Raises IO_ERROR, DB_ERROR.
+        """
+        return await asyncio.to_thread(self._create, output, secret)
+
+    async def sealed_with(self, source: Path) -> Kind | None:
+        """The kind of secret a backup was sealed with; None for a folder of former files, which needs none.
+
+        Raises BACKUP_INVALID for what is no backup, or is one that is cut short.
+        """
+        return await asyncio.to_thread(_sealed_with, source)
+
+    async def restore(self, source: Path, secret: Secret | None = None) -> Restored:
+        """Replace keys, settings and engines by those of a backup, or of the folder of former files of a restore.
+
+        Raises PROXY_ALREADY_RUNNING, BACKUP_INVALID, DB_ERROR, MIGRATION_FAILED or IO_ERROR, and then nothing was
+        changed.
+        """
+        return await asyncio.to_thread(self._restore, source, secret)
+
+    def _create(self, output: Path, secret: Secret) -> Created:
+        output = Path(os.path.abspath(output))
+        if os.path.lexists(output):
+            raise CommandError(
+                CommandCode.IO_ERROR, f"{output} is there already and was left as it is; take another name"
+            )
+        secure_folder(self._folder.root)
+        created_at = int(self._now())
+        with _plainly(output), _workspace(self._folder.root, _COPIED) as copies:
+            copy_to(self._folder, copies)
+            files = tuple(File(name, (copies / name).stat().st_size) for name in members(self._folder))
+            contents = msgspec.json.encode(Contents(__version__, created_at, files)) + b"\n"
+            size = _write(output, contents, [copies / each.name for each in files], secret)
+        return Created(str(output), size, rfc3339(created_at) or "", tuple(each.name for each in files))
+
+    def _restore(self, source: Path, secret: Secret | None) -> Restored:
+        source = Path(os.path.abspath(source))
+        secure_folder(self._folder.root)
+        with self._alone(), _plainly(source), _workspace(self._folder.root, _STAGED) as staged:
+            settle(self._folder)
+            created_at = None
+            if _sealed_with(source):
+                created_at = _unpack(source, staged, secret)
+            else:
+                _take_copies(source, staged)
+            keys = verify(staged)
+            names = tuple(name for name in members(self._folder) if (staged / name).exists())
+            kept = self._free_name()
+            (self._folder.run / memory.BUCKETS).unlink(
+                missing_ok=True
+            )  # they count by the keys' places in the database
+            there_were = replace(self._folder, staged, kept)
+        return Restored(
+            str(source),
+            rfc3339(created_at),
+            keys,
+            names,
+            str(kept) if there_were else None,
+            _way_back(self._folder, kept if there_were else None),
+        )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No proxy runs in this folder, and none can start."""
+        secure_folder(self._folder.run)
+        lock = instance.acquire(self._folder.run)
+        if lock is None:
+            raise CommandError(
+                CommandCode.PROXY_ALREADY_RUNNING,
+                f"a proxy runs in {self._folder.root}, so nothing was restored: `flm proxy stop`, restore, then "
+                "`flm proxy start`",
+            )
+        try:
+            memory.wait_for_orphans(self._folder.run)
+            yield
+        finally:
+            os.close(lock)
+
+    def _free_name(self) -> Path:
+        stem = KEPT + datetime.fromtimestamp(self._now(), UTC).strftime("%Y%m%dT%H%M%SZ")
+        numbered = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 10_000))
+        return next(path for name in numbered if not os.path.lexists(path := self._folder.root / name))
+
+
+def _write(output: Path, contents: bytes, files: list[Path], secret: Secret) -> int:
+    """Seal into `output` under another name first; its size."""
+    waiting = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    length = len(contents) + sum(path.stat().st_size for path in files)
+    try:
+        with open(create_file(waiting), "wb") as file:
+            seal(file, _bytes_of(contents, files), length, secret)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        os.link(waiting, output, follow_symlinks=False)  # never over a file that came meanwhile
+        sync_folder(output.parent)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(waiting)
+    return size
+
+
+def _bytes_of(contents: bytes, files: list[Path]) -> Iterator[bytes]:
+    yield contents
+    for path in files:
+        with open(path, "rb") as file:
+            while piece := file.read(CHUNK_BYTES):
+                yield piece
+
+
+def _sealed_with(source: Path) -> Kind | None:
+    with _plainly(source):
+        if source.is_dir():
+            return None
+        with _opened(source) as (_, head):
+            return head.kind
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[tuple[BinaryIO, Head]]:
+    """A backup, and its head, behind which it stands."""
+    descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # of a FIFO nobody waits for the other end
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise invalid(str(source), "it is no regular file")
+        head = read_head(file, str(source))
+        check_size(head, found.st_size, str(source))
+        yield file, head
+
+
+def _unpack(source: Path, staged: Path, secret: Secret | None) -> int:
+    """Unseal a whole file into `staged`; when it was made. Raises BACKUP_INVALID."""
+    name = str(source)
+    with _opened(source) as (file, head):
+        if secret is None:
+            raise invalid(name, f"it is sealed with a {head.kind}, and none was given")
+        pieces = unseal(file, head, secret, name)
+        start = b""
+        while b"\n" not in start and len(start) < _CONTENTS_BYTES and (piece := next(pieces, b"")):
+            start += piece
+        line, _, rest = start.partition(b"\n")
+        contents = _contents(line, name)
+        _spread(contents, rest, pieces, staged, name)
+    return contents.created_at
+
+
+def _contents(line: bytes, name: str) -> Contents:
+    try:
+        contents = msgspec.json.decode(line, type=Contents)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise invalid(name, "what is sealed in it is no backup of FLM's") from None
+    if {each.name for each in contents.files} != {"config.db", "security.db", "pepper"} or len(contents.files) != 3:
+        raise invalid(
+            name, f"FLM {contents.flm} made it of other files than this FLM ({__version__}) knows; upgrade FLM"
+        )
+    return contents
+
+
+def _spread(contents: Contents, start: bytes, pieces: Iterator[bytes], staged: Path, name: str) -> None:
+    waiting = start
+    for each in contents.files:
+        left = each.bytes
+        with open(create_file(staged / each.name), "wb") as file:
+            while left > 0 and (waiting := waiting or next(pieces, b"")):
+                file.write(waiting[:left])
+                left, waiting = left - len(waiting[:left]), waiting[left:]
+        if left:
+            raise invalid(name, "what is sealed in it ends too early")
+    if waiting or next(pieces, b""):  # asking for the end verifies it
+        raise invalid(name, "what is sealed in it is longer than it says")
+
+
+def _take_copies(kept: Path, staged: Path) -> None:
+    """Copy the files of a folder that a restore kept, which stays as it is; nobody noted when they were current."""
+    if not usable(kept):
+        raise invalid(str(kept), "it is no folder of former files, or they were not whole when they were kept")
+    for name in ("config.db", "security.db", "pepper"):
+        if (kept / name).exists():
+            with open(create_file(staged / name), "wb") as copy, open(kept / name, "rb") as original:
+                shutil.copyfileobj(original, copy)
+
+
+def _way_back(folder: Folder, kept: Path | None) -> str:
+    if kept is None:
+        return f"there was nothing before: move {', '.join(map(str, members(folder).values()))} away"
+    if usable(kept):
+        elsewhere = []
+        for option, path in (("config", folder.config), ("security", folder.security)):
+            if path != folder.root / f"{option}.db":
+                elsewhere += [f"--db-path-{option}", str(path)]
+        return shlex.join(["flm", "security", "backup", "restore", *elsewhere, str(kept)])
+    return f"the files that were there before were not whole, so no command takes them; they are in {kept}"
+
+
+@contextlib.contextmanager
+def _workspace(root: Path, prefix: str) -> Iterator[Path]:
+    """A private folder that is gone afterwards; one that a killed command left behind goes too."""
+    for left in root.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), _locked(left, wait=False):
+            shutil.rmtree(left)
+    path = root / f"{prefix}{os.getpid()}-{time.monotonic_ns()}"
+    os.mkdir(path, 0o700)
+    try:
+        with _locked(path, wait=True):
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Who holds this lock lives and uses the folder. Raises BlockingIOError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _plainly(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise CommandError(
+            CommandCode.IO_ERROR, f"nothing was changed: {error.strerror or error} ({where}); mend that and try again"
+        ) from None
