@@ -2,7 +2,8 @@
 
 The supervisor builds a `Snapshot` and publishes its bytes in shared memory; a worker decodes it when the epoch has
 moved and keeps it for each request that begins meanwhile. Keys are not in here: they live in the keyring, mapped and
-looked up by the native crate, so that ten thousand keys are not decoded again for one change.
+looked up by the native crate, so that ten thousand keys are not decoded again for one change; only what some of them
+are restricted to is.
 
 Knows nothing of shared memory, databases or engines' dialects: only shapes and their encoding.
 """
@@ -15,6 +16,7 @@ import msgspec
 
 from flm.config import Settings
 from flm.policy.document import Policy
+from flm.policy.restrictions import Restriction
 
 STATUSES: Final = ("InstalledOnly", "RunningHealthy", "RunningDegraded", "ErrorNetwork", "ErrorApi")
 SERVING: Final = frozenset({"RunningHealthy", "RunningDegraded"})
@@ -65,13 +67,17 @@ class Engine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Everything a request needs to know but its key. `instance` is the running proxy's id, used to see oneself."""
+    """Everything a request needs to know but its key. `instance` is the running proxy's id, used to see oneself.
+
+    `restrictions`: by key id, for the keys that have one; their records in the keyring say so (`scopes.RESTRICTED`).
+    """
 
     instance: str
     settings: Settings
     engines: tuple[Engine, ...] = ()
     aliases: dict[str, str] = {}
     policy: Policy = Policy()
+    restrictions: dict[str, Restriction] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()

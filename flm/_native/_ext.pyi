@@ -137,12 +137,15 @@ class Keyring:
         NativeError if the file is not a complete keyring of this LAYOUT_VERSION: then make a new one.
         """
 
-    def upsert(self, key_id: str, slot: int, salt: bytes, digest: bytes, expires_at_ms: int, revoked: bool) -> None:
+    def upsert(
+        self, key_id: str, slot: int, salt: bytes, digest: bytes, expires_at_ms: int, revoked: bool, scopes: int
+    ) -> None:
         """Add a key, or replace its record; in force for every `verify` that starts after this returns, in any
         process.
 
         `slot` (0 to 2^32 - 1) is the caller's dense number of the key, given back by `verify`. `salt` has SALT_BYTES
-        (16) bytes, `digest` 32 (`hash_secret`). `expires_at_ms` is a Unix time in milliseconds, 0 for never.
+        (16) bytes, `digest` 32 (`hash_secret`). `expires_at_ms` is a Unix time in milliseconds, 0 for never. `scopes`
+        (32 bits) are the caller's bits for what the key may do, given back by `verify`.
         ValueError if an argument is malformed; NativeError if the table is full (revoked and expired keys count) or
         this is a reader.
         """
@@ -156,8 +159,8 @@ class Keyring:
     def __len__(self) -> int:
         """Number of keys in the table, revoked and expired ones too. A reader walks the whole table for it."""
 
-    def verify(self, presented: bytes, now_ms: int) -> tuple[str, int] | None:
-        """(key id, slot) of the presented key if it is valid at `now_ms` (Unix time in milliseconds).
+    def verify(self, presented: bytes, now_ms: int) -> tuple[str, int, int] | None:
+        """(key id, slot, scopes) of the presented key if it is valid at `now_ms` (Unix time in milliseconds).
 
         None for every other cause: malformed, unknown, wrong secret, revoked, expired (from `expires_at_ms` on). A
         wrong checksum costs no hash; everything else costs one HMAC and one comparison in constant time, also an

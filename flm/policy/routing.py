@@ -3,7 +3,7 @@
 The index is built once per snapshot, so that a request costs a few dictionary look-ups. It is generic over the engine
 records it is handed; all it asks of them are the few attributes of the protocols below.
 
-Does not know how an engine is reached or spoken to, nor who asks.
+Does not know how an engine is reached or spoken to, nor who asks, but for what the caller's key is restricted to.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 from flm.errors import ErrorKind, RequestError
+from flm.policy.restrictions import Restriction, denied
 
 SCHEME: Final = "flm://"
 _SHOWN_CANDIDATES: Final = 8  # ids listed in an error; more would only be noise
@@ -114,16 +115,17 @@ class RouteIndex(Generic[E]):
         """The names that stand for another, whether they lead somewhere or not."""
         return self._aliases.keys()
 
-    def resolve(self, name: str) -> Route[E]:
-        """The route of a model name as a caller wrote it.
+    def resolve(self, name: str, restriction: Restriction | None = None) -> Route[E]:
+        """The route of a model name as a caller wrote it, who may only use what `restriction` allows.
 
         Raises RequestError: INVALID_MODEL for a malformed id or a plain name of several engines, ENGINE_NOT_FOUND,
-        MODEL_NOT_FOUND, ENGINE_UNAVAILABLE for an engine that is known and down.
+        MODEL_NOT_FOUND, ENGINE_UNAVAILABLE for an engine that is known and down, PERMISSION_DENIED for what the caller
+        may not use. An engine it may not use is denied whether it is there or not.
         """
         target = self._aliases.get(name, name)
         if target.startswith(SCHEME):
-            return self._resolve_id(target)
-        return self._resolve_plain(target)
+            return self._resolve_id(target, restriction)
+        return self._resolve_plain(target, restriction)
 
     def engine(self, engine_id: str, *, param: str | None = None) -> E:
         """The engine of this id, which answers. Raises RequestError ENGINE_NOT_FOUND, ENGINE_UNAVAILABLE."""
@@ -136,13 +138,17 @@ class RouteIndex(Generic[E]):
             raise _unavailable(engine)
         return engine
 
-    def _resolve_id(self, name: str) -> Route[E]:
+    def _resolve_id(self, name: str, restriction: Restriction | None) -> Route[E]:
         engine_id, model = split_model_id(name)
+        if restriction is not None and not restriction.allows_engine(engine_id):
+            raise denied(f"engine {engine_id[:_SHOWN_ID]!r}", param="model")
         self.engine(engine_id, param="model")  # refuses one that is unknown or down
         route = self._by_id[engine_id].get(model) or self._by_lower_id[engine_id].get(model.lower())
         if route is None:
             message = f"engine {engine_id!r} has no model {model!r}; GET /v1/models lists what there is"
             raise RequestError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
+        if restriction is not None and not allows(restriction, route):
+            raise denied(f"model {name!r}", param="model")
         return route
 
     def _named(self, name: str) -> list[Route[E]]:
@@ -150,8 +156,12 @@ class RouteIndex(Generic[E]):
         exact = self._by_name.get(name) or self._by_other_name.get(name)
         return exact or self._by_lower_name.get(name.lower(), [])
 
-    def _resolve_plain(self, name: str) -> Route[E]:
+    def _resolve_plain(self, name: str, restriction: Restriction | None) -> Route[E]:
         known = self._named(name) if self._plain_names else []
+        if restriction is not None and known:
+            known = [route for route in known if allows(restriction, route)]
+            if not known:
+                raise denied(f"model {name!r}", param="model")
         serving = [route for route in known if route.engine.status in self._serving]
         if len(serving) == 1:
             return serving[0]
@@ -164,6 +174,12 @@ class RouteIndex(Generic[E]):
         hint = "" if self._plain_names else " (plain names are off: use `flm://{engine}/{model}`)"
         message = f"there is no model {name!r}{hint}; GET /v1/models lists what there is"
         raise RequestError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
+
+
+def allows(restriction: Restriction, route: Route[E]) -> bool:
+    """Whether a key with this restriction may use the model of `route`."""
+    engine_id, name = route.engine.id, route.model.name
+    return restriction.allows_engine(engine_id) and restriction.allows_model(model_id(engine_id, name), name)
 
 
 def _unavailable(engine: EngineFacts) -> RequestError:

@@ -23,12 +23,12 @@ from flm import snapshot as snapshots
 from flm._native import Buckets
 from flm.engines.base import Endpoint
 from flm.errors import ErrorKind, RequestError
+from flm.policy import scopes
 from flm.policy.keys import Keyring, Principal, authenticate
 from flm.policy.paths import PREFIX as ENGINE_PREFIX
 from flm.proxy import head as heads
 from flm.proxy.body import drain, is_drainable
 from flm.proxy.exchange import ClientGoneError, ClientTooSlowError, Exchange, Receive, Scope, Send
-from flm.proxy.gate import Gate
 from flm.proxy.head import Head
 from flm.proxy.inference import infer
 from flm.proxy.passthrough import pass_through
@@ -64,12 +64,17 @@ def _keep_quiet(_engine_id: str, _message: str) -> None:
     """Where nobody watches the engines, a failure is known to the request alone."""
 
 
+def _forget(_key_id: str) -> None:
+    """Where nobody asks when a key was last used."""
+
+
 class WorkerContext(msgspec.Struct, kw_only=True):
     """What the composition root hands to the data path of one worker.
 
     `buckets`: charged by all workers. `slot`: the worker's own in shared memory. `log`: takes one JSON line, never
     blocks. `cut`: closes the connection of a client, given as (address, port), that cannot be got rid of in another
     way. `engine_failed`: is told the id of an engine that failed a request by its own fault, and what happened.
+    `key_used`: is told the id of each valid key.
     """
 
     shared: SharedMemory
@@ -79,26 +84,29 @@ class WorkerContext(msgspec.Struct, kw_only=True):
     log: Callable[[bytes], None]
     cut: Callable[[tuple[str, str]], None] = _leave_open
     engine_failed: EngineFailed = _keep_quiet
+    key_used: Callable[[str], None] = _forget
 
 
 ANY_METHOD: Final[tuple[str, ...]] = ()  # but the two that are refused everywhere
 
 
 class Route(msgspec.Struct, frozen=True):
-    """One line of the route table. `name` is what the log calls it; a public route needs no key."""
+    """One line of the route table. `name` is what the log calls it; a public route needs no key, others
+    one with `scope` (0: any key)."""
 
     name: str
     methods: tuple[str, ...]
     handle: Handler
     public: bool = False
+    scope: int = 0
 
 
 async def _health(_exchange: Exchange, _view: View, _head: Head, responder: Responder) -> None:
     await responder.whole(200, _HEALTHY)
 
 
-async def _models(_exchange: Exchange, view: View, _head: Head, responder: Responder) -> None:
-    await responder.whole(200, view.models)
+async def _models(exchange: Exchange, view: View, _head: Head, responder: Responder) -> None:
+    await responder.whole(200, view.models(exchange.restriction))
 
 
 async def _model(exchange: Exchange, view: View, head: Head, responder: Responder) -> None:
@@ -108,18 +116,22 @@ async def _model(exchange: Exchange, view: View, head: Head, responder: Responde
     except UnicodeDecodeError:
         raise RequestError(ErrorKind.INVALID_MODEL, "the model id in the path is not UTF-8", param="model") from None
     exchange.record.model = name
-    await responder.whole(200, view.model(name))
+    await responder.whole(200, view.model(name, exchange.restriction))
+
+
+def _inference(endpoint: Endpoint, scope: int) -> Route:
+    return Route(endpoint.value, ("POST",), partial(infer, endpoint), scope=scope)
 
 
 ROUTES: Final[dict[bytes, Route]] = {
     b"/health": Route("/health", ("GET", "HEAD"), _health, public=True),
-    b"/v1/models": Route("/v1/models", ("GET", "HEAD"), _models),
-    b"/v1/chat/completions": Route(Endpoint.CHAT.value, ("POST",), partial(infer, Endpoint.CHAT)),
-    b"/v1/completions": Route(Endpoint.COMPLETIONS.value, ("POST",), partial(infer, Endpoint.COMPLETIONS)),
-    b"/v1/embeddings": Route(Endpoint.EMBEDDINGS.value, ("POST",), partial(infer, Endpoint.EMBEDDINGS)),
+    b"/v1/models": Route("/v1/models", ("GET", "HEAD"), _models, scope=scopes.MODELS),
+    b"/v1/chat/completions": _inference(Endpoint.CHAT, scopes.CHAT),
+    b"/v1/completions": _inference(Endpoint.COMPLETIONS, scopes.COMPLETIONS),
+    b"/v1/embeddings": _inference(Endpoint.EMBEDDINGS, scopes.EMBEDDINGS),
 }
-MODEL_ROUTE: Final = Route("/v1/models/{id}", ("GET", "HEAD"), _model)
-ENGINE_ROUTE: Final = Route("/engine/{engine_id}/{path}", ANY_METHOD, pass_through)
+MODEL_ROUTE: Final = Route("/v1/models/{id}", ("GET", "HEAD"), _model, scope=scopes.MODELS)
+ENGINE_ROUTE: Final = Route("/engine/{engine_id}/{path}", ANY_METHOD, pass_through, scope=scopes.PASSTHROUGH)
 
 
 def find_route(path: bytes) -> Route | None:
@@ -204,8 +216,11 @@ class App:
             await responder.allow(preflight)
             return
         if route is None or not route.public:
-            principal = self._authenticate(gate, fields.get(b"authorization"), address)
+            principal = self._authenticate(view, fields.get(b"authorization"), address)
             record.api_key_id = principal.key_id
+            exchange.restriction = principal.restriction
+            self._context.key_used(principal.key_id)
+            principal.demand(route.scope if route is not None else 0)
             self._check_room(view)
             responder.add(gate.charge(self._context.buckets, principal.slot, address))
         if route is None:
@@ -216,13 +231,13 @@ class App:
             raise RequestError(ErrorKind.METHOD_NOT_ALLOWED, message, headers=allow)
         await route.handle(exchange, view, head, responder)
 
-    def _authenticate(self, gate: Gate, authorization: bytes | None, address: str) -> Principal:
+    def _authenticate(self, view: View, authorization: bytes | None, address: str) -> Principal:
         """Raises RequestError INVALID_API_KEY, or RATE_LIMIT_EXCEEDED to an address with many bad keys: only once the
         key is known to be bad, so that nobody's good key is locked out by others."""
         try:
-            return authenticate(authorization, self._context.keyring, int(time.time() * 1000))
+            return authenticate(authorization, self._context.keyring, int(time.time() * 1000), view.restrictions)
         except RequestError:
-            gate.count_bad_key(self._context.buckets, address)
+            view.gate.count_bad_key(self._context.buckets, address)
             raise
 
     def _check_room(self, view: View) -> None:

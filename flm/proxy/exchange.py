@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from flm.policy.restrictions import Restriction
 from flm.proxy.head import Head
 from flm.proxy.recorder import Record
 from flm.proxy.watchdog import Watchdog
@@ -58,6 +59,7 @@ class Exchange:
         "receive",
         "record",
         "request_id",
+        "restriction",
         "scope",
         "send",
         "watchdog",
@@ -70,6 +72,7 @@ class Exchange:
         self.request_id = request_id
         self.record = record
         self.head: Head | None = None
+        self.restriction: Restriction | None = None  # of the key it came with
         self.body_unread = True
         self.body_begun = False
         self.closing = False

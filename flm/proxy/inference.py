@@ -39,7 +39,7 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
     exchange.watch_client()
     peeked = peek(body)
     record.model = peeked.model
-    route = view.routes.resolve(peeked.model)
+    route = view.routes.resolve(peeked.model, exchange.restriction)
     record.engine_id = route.engine.id
     target = view.target(route)
     call = Call(

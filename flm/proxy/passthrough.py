@@ -7,7 +7,8 @@ before its head there is time for an error of FLM's own.
 
 What may be asked is decided before anything is sent: the engine must be one FLM knows and that answers, its path must
 stay below the engine's base (`policy/paths`), the route must not be closed (`policy/closing`), and only harmless
-headers cross (`policy/crossing`). The scope `passthrough` of a key will be asked in `_admitted`.
+headers cross (`policy/crossing`). A key that is restricted to some models has no business here, where FLM does
+not read which model is asked.
 
 Knows no engine by name, and not what the bytes mean.
 """
@@ -24,6 +25,7 @@ from flm.errors import EngineTimeoutError, ErrorKind, Header, RequestError, engi
 from flm.policy import paths
 from flm.policy.closing import check_open
 from flm.policy.crossing import Place, Veil, answer_headers, holds_key, request_headers
+from flm.policy.restrictions import Restriction, denied
 from flm.proxy import patience
 from flm.proxy.body import BodyReader, check_size
 from flm.proxy.exchange import ClientGoneError, Exchange
@@ -33,6 +35,7 @@ from flm.proxy.view import Target, View
 from flm.proxy.watchdog import Watchdog
 from flm.upstream.pool import Response, Upload
 
+_SHOWN_ID: Final = 100  # characters of an engine's id that an error repeats
 _OWN_REFUSALS: Final = frozenset({401, 403, 407})  # FLM's credential for the engine was refused
 _BODILESS: Final = frozenset({204, 304})
 _STOPS_UPLOAD: Final = (
@@ -63,8 +66,9 @@ async def pass_through(exchange: Exchange, view: View, head: Head, responder: Re
 
 
 def _admitted(exchange: Exchange, view: View, head: Head) -> Passing:
-    """The order matters: what is not allowed is refused before the body is looked at. The key's scope belongs here."""
+    """The order matters: what is not allowed is refused before the body is looked at."""
     engine_id, rest = paths.split(head.path)
+    _check_key(exchange.restriction, engine_id)
     target = view.engine(engine_id)
     exchange.record.engine_id = target.engine.id
     if head.method.upper() in TUNNELS:  # as a careless engine would read it; the rest is refused for every route
@@ -78,6 +82,15 @@ def _admitted(exchange: Exchange, view: View, head: Head) -> Passing:
     check_identity_coding(head.fields)
     check_size(head, view.settings)
     return Passing(target, head.method, path + query, request_headers(exchange.scope["headers"]))
+
+
+def _check_key(restriction: Restriction | None, engine_id: str) -> None:
+    if restriction is None:
+        return
+    if restriction.models:
+        raise denied("/engine/: it is restricted to models, and what is passed on there is not read")
+    if not restriction.allows_engine(engine_id):
+        raise denied(f"engine {engine_id[:_SHOWN_ID]!r}")
 
 
 async def _without_body(exchange: Exchange, passing: Passing, responder: Responder) -> None:

@@ -18,6 +18,7 @@ from flm.engines import registry
 from flm.engines.base import Dialect
 from flm.errors import ErrorKind, RequestError
 from flm.policy.closing import parse_openings
+from flm.policy.restrictions import Restriction
 from flm.policy.routing import Route, RouteIndex, model_id
 from flm.proxy.gate import Gate
 from flm.snapshot import SERVING, Engine, Model, Snapshot
@@ -102,8 +103,10 @@ class View:
             snapshot.engines, snapshot.aliases, serving=SERVING, plain_names=settings.routing_plain_names
         )
         self.openings: Final = parse_openings(settings.passthrough_open_routes)
+        self.restrictions: Final = snapshot.restrictions
         listed = [entry for each in snapshot.engines for entry in _entries(each)]
-        self.models: Final = _encoder.encode(_List("list", listed + _alias_entries(self.routes, listed)))
+        self._listed: Final = listed + _alias_entries(self.routes, listed)
+        self._models: Final = _encoder.encode(_List("list", self._listed))
         self.pools: Final[dict[PoolKey, Pool]] = {}
         self._targets: dict[str, Target] = {}
         for engine in snapshot.engines:
@@ -145,13 +148,25 @@ class View:
             raise RequestError(ErrorKind.NOT_IMPLEMENTED, message)
         return target
 
-    def model(self, name: str) -> bytes:
+    def models(self, restriction: Restriction | None) -> bytes:
+        """The list of all models that a key with this restriction may use."""
+        if restriction is None:
+            return self._models
+        allowed = [entry for entry in self._listed if _allows(restriction, entry)]
+        return _encoder.encode(_List("list", allowed))
+
+    def model(self, name: str, restriction: Restriction | None) -> bytes:
         """The list entry of one model, under its full id, or under its alias. Raises like RouteIndex.resolve."""
-        route = self.routes.resolve(name)
+        route = self.routes.resolve(name, restriction)
         entry = next(entry for entry in _entries(route.engine) if entry.name == route.model.name)
         if name in self.routes.aliases:
             entry.id = name
         return _encoder.encode(entry)
+
+
+def _allows(restriction: Restriction, entry: Listed) -> bool:
+    full_id = model_id(entry.engine_id, entry.name)  # its `id` may be an alias
+    return restriction.allows_engine(entry.engine_id) and restriction.allows_model(full_id, entry.name)
 
 
 def _chosen(own: float | None, general: float) -> float:

@@ -20,7 +20,9 @@ from typing import Final
 from flm._native import Keyring, NativeError, generate_key, hash_secret
 from flm.config import Resolved, Value, resolve
 from flm.errors import CommandCode, CommandError
+from flm.policy import scopes
 from flm.policy.document import Policy
+from flm.policy.restrictions import Restriction
 from flm.runtime.memory import Memory
 from flm.snapshot import Engine, Snapshot, encode
 from flm.store import engines as engine_rows
@@ -35,7 +37,7 @@ CHAT_KEY_SECONDS: Final = 900.0  # a key for one `flm chat`: no answer takes lon
 _FIRST_CHAT_SLOT: Final = 1 << 31  # beyond every slot of the database
 _SALT_BYTES: Final = 16
 
-_Entry = tuple[int, bytes, bytes, int]  # slot, salt, digest, expiry in Unix milliseconds
+_Entry = tuple[int, bytes, bytes, int, int]  # slot, salt, digest, expiry in Unix milliseconds, scopes
 
 log = logging.getLogger("flm.supervisor")
 
@@ -113,7 +115,10 @@ class Publisher:
             policy = await self._policy_in_force()
             try:
                 self._update_keyring(memory.keyring, keys)
-                snapshot = Snapshot(self._instance, resolved.settings, self.engines, aliases, policy)
+                restrictions = _restrictions(keys)
+                snapshot = Snapshot(
+                    self._instance, resolved.settings, self.engines, aliases, policy, restrictions=restrictions
+                )
                 epoch = memory.shared.publish(encode(snapshot))
             except NativeError as error:
                 raise CommandError(
@@ -140,7 +145,8 @@ class Publisher:
             self._chat_keys = {known: end for known, end in self._chat_keys.items() if end > time.time()}
             slot = _FIRST_CHAT_SLOT + len(self._chat_keys)
             try:
-                memory.keyring.upsert(key_id, slot, salt, hash_secret(pepper, salt, key), int(expires * 1000), False)
+                digest = hash_secret(pepper, salt, key)
+                memory.keyring.upsert(key_id, slot, salt, digest, int(expires * 1000), False, scopes.INFERENCE)
             except NativeError as error:
                 raise CommandError(CommandCode.IO_ERROR, f"no key can be made: {error}") from None
             self._chat_keys[key_id] = expires
@@ -154,11 +160,11 @@ class Publisher:
     def adopt(self, keyring: Keyring, chat_keys: Mapping[str, float]) -> None:
         """The keyring was filled by an earlier image of this process: the next refresh takes out what is no key."""
         self._chat_keys = dict(chat_keys)
-        self._entries = dict.fromkeys(set(keyring.ids()) - chat_keys.keys(), (-1, b"", b"", 0))
+        self._entries = dict.fromkeys(set(keyring.ids()) - chat_keys.keys(), (-1, b"", b"", 0, 0))
 
     def _update_keyring(self, keyring: Keyring, keys: list[key_rows.StoredKey]) -> None:
         wanted = {
-            key.id: (key.slot, key.salt, key.digest, (key.expires_at or 0) * 1000)
+            key.id: (key.slot, key.salt, key.digest, (key.expires_at or 0) * 1000, _bits(key))
             for key in keys
             if key.revoked_at is None
         }
@@ -168,8 +174,8 @@ class Publisher:
             del self._entries[key_id]
         for key_id, entry in wanted.items():
             if self._entries.get(key_id) != entry:
-                slot, salt, digest, expires = entry
-                keyring.upsert(key_id, slot, salt, digest, expires, False)
+                slot, salt, digest, expires, granted = entry
+                keyring.upsert(key_id, slot, salt, digest, expires, False, granted)
                 self._entries[key_id] = entry
 
     def databases(self) -> tuple[Database, Database]:
@@ -177,3 +183,16 @@ class Publisher:
         if self._config is None or self._security is None:
             raise CommandError(CommandCode.DB_ERROR, "the databases are not open; the log says why")
         return self._config, self._security
+
+
+def _bits(key: key_rows.StoredKey) -> int:
+    """What the keyring says of a key: its scopes, and whether the snapshot has more to say."""
+    return scopes.bits(key.scopes) | (scopes.RESTRICTED if key.models or key.engines else 0)
+
+
+def _restrictions(keys: list[key_rows.StoredKey]) -> dict[str, Restriction]:
+    return {
+        key.id: Restriction(key.models, key.engines)
+        for key in keys
+        if key.revoked_at is None and (key.models or key.engines)
+    }

@@ -1,7 +1,8 @@
-"""`SecurityService`: API keys, made, listed and revoked; the policy, shown and replaced.
+"""`SecurityService`: API keys, made, listed, replaced and revoked; the policy, shown and replaced.
 
-Strategy: a key's secret exists in the answer to `create_key` and nowhere else; what is stored is its salted hash under
-the folder's pepper. A key, a revocation or a policy is in force in a running proxy when the call returns.
+Strategy: a key's secret exists in the answer to `create_key` or `rotate_key` and nowhere else; what is stored is its
+salted hash under the folder's pepper. A key, its replacement, a revocation or a policy is in force in a running proxy
+when the call returns.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +19,9 @@ import msgspec
 from flm._native import SALT_BYTES, generate_key, hash_secret
 from flm.errors import CommandCode, CommandError
 from flm.policy.document import parse_policy, rendered
+from flm.policy.scopes import DEFAULT_SCOPES
+from flm.services import lifetimes
+from flm.services.grants import checked_engines, checked_label, checked_models, checked_scopes
 from flm.services.notice import put_in_force
 from flm.services.times import rfc3339
 from flm.store import keys as rows
@@ -28,14 +32,16 @@ from flm.store.keys import StoredKey
 from flm.store.pepper import load_pepper
 
 DEFAULT_LABEL: Final = "default"
-DEFAULT_SCOPES: Final = ("inference", "passthrough")  # what a key may do unless told otherwise
-LONGEST_LABEL: Final = 64  # a line of a list
 
 log = logging.getLogger("flm.keys")
 
 
 class Key(msgspec.Struct, frozen=True):
-    """A key without its secret. Times are RFC 3339."""
+    """A key without its secret. Times are RFC 3339.
+
+    `models`, `engines`: patterns and ids it is restricted to, empty: all. `last_used_at`: to a few seconds.
+    `replaced_by`: the id of the key that took its place by `rotate_key`.
+    """
 
     id: str
     label: str
@@ -44,6 +50,9 @@ class Key(msgspec.Struct, frozen=True):
     expires_at: str | None
     revoked_at: str | None
     last_used_at: str | None
+    models: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    replaced_by: str | None = None
 
 
 class CreatedKey(Key, frozen=True, kw_only=True):
@@ -55,6 +64,26 @@ class CreatedKey(Key, frozen=True, kw_only=True):
         return f"CreatedKey(id={self.id!r}, label={self.label!r})"
 
 
+class RotatedKey(CreatedKey, frozen=True, kw_only=True):
+    """A key in another's place: that one's id, and until when it is still valid; None: no longer."""
+
+    replaces: str
+    replaced_valid_until: str | None
+
+    def __repr__(self) -> str:
+        return f"RotatedKey(id={self.id!r}, label={self.label!r}, replaces={self.replaces!r})"
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """What a new key is to be: checked values. `expires_at` in Unix seconds."""
+
+    label: str
+    scopes: tuple[str, ...] = DEFAULT_SCOPES
+    models: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    expires_at: int | None = None
+
+
 class SecurityService:
     """The keys and the policy of one data folder. `now` is the Unix time in seconds."""
 
@@ -62,15 +91,36 @@ class SecurityService:
         self._folder = folder
         self._now = now
 
-    async def create_key(self, label: str) -> CreatedKey:
-        """A new key. Raises USAGE for a label that is not 1 to 64 printable characters."""
-        created = await self._create(_checked(label), only_first=False)
+    async def create_key(
+        self,
+        label: str,
+        *,
+        expires: str | None = None,
+        scopes: Sequence[str] = (),
+        models: Sequence[str] = (),
+        engines: Sequence[str] = (),
+    ) -> CreatedKey:
+        """A new key. `expires`: a duration or a moment (`flm.services.lifetimes`), None: never.
+
+        `scopes`: names from `flm.policy.scopes`, none: `inference` and, without `models`, `passthrough`. `models`,
+        `engines`: what it is restricted to. Raises USAGE for a label that is not 1 to 64 printable characters or holds
+        a key, for an expiry that is not understood or past, and for scopes, patterns and ids that cannot be.
+        """
+        chosen = checked_models(models)
+        grant = Grant(
+            checked_label(label),
+            checked_scopes(scopes, chosen),
+            chosen,
+            checked_engines(engines),
+            None if expires is None else lifetimes.moment(expires, "the expiry", self._now()),
+        )
+        created = await self._create(grant, only_first=False)
         assert created is not None
         return created
 
     async def ensure_default_key(self) -> CreatedKey | None:
         """The key `default` if no key was ever made in this folder, else None. For the very first start of a proxy."""
-        return await self._create(DEFAULT_LABEL, only_first=True)
+        return await self._create(Grant(DEFAULT_LABEL), only_first=True)
 
     async def list_keys(self) -> list[Key]:
         """Every key ever made, oldest first; revoked ones have `revoked_at`."""
@@ -89,6 +139,27 @@ class SecurityService:
         await put_in_force(self._folder)
         return _shown(revoked)
 
+    async def rotate_key(self, name: str, *, grace: str | None = None) -> RotatedKey:
+        """A new key in the place of one that is found as by `revoke_key`: the same label, scopes, restrictions and end.
+
+        The old key is revoked, or, with `grace` (a duration), valid until that has passed. Raises KEY_NOT_FOUND, also
+        for a key that is no longer valid or was replaced before; USAGE for a grace that is not understood.
+        """
+        seconds = None if grace is None else lifetimes.seconds(grace, "the grace")
+        now = int(self._now())
+        async with await open_security(self._folder) as database, database.transaction() as transaction:
+            old = _replaceable(_named(name, await rows.all_keys(transaction), replaced=False), now)
+            grant = Grant(old.label, old.scopes, old.models, old.engines, old.expires_at)
+            secret, stored = await self._make(transaction, grant, await rows.next_slot(transaction))
+            until = None if seconds is None else min(now + seconds, old.expires_at or now + seconds)
+            await rows.replace(transaction, old.id, stored.id, old.expires_at if until is None else until)
+            if until is None:
+                await rows.revoke(transaction, old.id, now)
+        await self._tell()
+        return RotatedKey(
+            **msgspec.structs.asdict(_shown(stored)), key=secret, replaces=old.id, replaced_valid_until=rfc3339(until)
+        )
+
     async def policy(self) -> dict[str, Any]:
         """The policy as its document, every default filled in (docs/security.md). Raises POLICY_INVALID if the stored
         one cannot be read."""
@@ -106,48 +177,60 @@ class SecurityService:
         await put_in_force(self._folder)
         return shown
 
-    async def _create(self, label: str, *, only_first: bool) -> CreatedKey | None:
+    async def _create(self, grant: Grant, *, only_first: bool) -> CreatedKey | None:
         async with await open_security(self._folder) as database, database.transaction() as transaction:
             slot = await rows.next_slot(transaction)
             if only_first and slot:
                 return None
-            secret, stored = await self._make(transaction, label, slot)
-        try:
-            await put_in_force(self._folder)
-        except CommandError as error:  # the key exists, and this is the only moment to show it
-            log.warning("%s", error.message)
+            secret, stored = await self._make(transaction, grant, slot)
+        await self._tell()
         return CreatedKey(**msgspec.structs.asdict(_shown(stored)), key=secret)
 
-    async def _make(self, transaction: Transaction, label: str, slot: int) -> tuple[str, StoredKey]:
+    async def _tell(self) -> None:
+        """Put a new key in force; it exists also if that fails, and this is the only moment to show it."""
+        try:
+            await put_in_force(self._folder)
+        except CommandError as error:
+            log.warning("%s", error.message)
+
+    async def _make(self, transaction: Transaction, grant: Grant, slot: int) -> tuple[str, StoredKey]:
         pepper = await asyncio.to_thread(load_pepper, self._folder, create=slot == 0)
         salt = os.urandom(SALT_BYTES)
         secret, key_id = generate_key()
         stored = StoredKey(
             id=key_id,
             slot=slot,
-            label=label,
-            scopes=DEFAULT_SCOPES,
+            label=grant.label,
+            scopes=grant.scopes,
             salt=salt,
             digest=hash_secret(pepper, salt, secret),
             created_at=int(self._now()),
+            expires_at=grant.expires_at,
+            models=grant.models,
+            engines=grant.engines,
         )
         await rows.add(transaction, stored)
         return secret, stored
 
 
-def _checked(label: str) -> str:
-    label = label.strip()
-    if not 1 <= len(label) <= LONGEST_LABEL or not label.isprintable():
-        raise CommandError(
-            CommandCode.USAGE, f"a label has 1 to {LONGEST_LABEL} printable characters, not {label!r:.80}"
-        )
-    return label
+def _replaceable(key: StoredKey, now: int) -> StoredKey:
+    if key.replaced_by is not None:
+        why = f"was replaced by {key.replaced_by} before; rotate that one"
+    elif key.revoked_at is not None:
+        why = "is revoked; make a new one with `flm api-keys create`"
+    elif key.expires_at is not None and key.expires_at <= now:
+        why = "has expired; make a new one with `flm api-keys create`"
+    else:
+        return key
+    raise CommandError(CommandCode.KEY_NOT_FOUND, f"key {key.id} {why}")
 
 
-def _named(name: str, keys: list[StoredKey]) -> StoredKey:
+def _named(name: str, keys: list[StoredKey], *, replaced: bool = True) -> StoredKey:
+    """The key of this id or label. `replaced`: of several with one label, those that were replaced count too."""
     by_id = [key for key in keys if key.id == name]
     labelled = [key for key in keys if key.label == name]
-    found = by_id or [key for key in labelled if key.revoked_at is None] or labelled
+    living = [key for key in labelled if key.revoked_at is None and (replaced or key.replaced_by is None)]
+    found = by_id or living or labelled
     if not found:
         raise CommandError(
             CommandCode.KEY_NOT_FOUND, f"no key has the id or label {name!r:.80}; `flm api-keys list` shows them"
@@ -169,4 +252,7 @@ def _shown(key: StoredKey) -> Key:
         expires_at=rfc3339(key.expires_at),
         revoked_at=rfc3339(key.revoked_at),
         last_used_at=rfc3339(key.last_used_at),
+        models=key.models,
+        engines=key.engines,
+        replaced_by=key.replaced_by,
     )

@@ -5,15 +5,25 @@ Knows no cryptography: salt and digest are bytes that others made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from flm.store.database import Reader, Row, Transaction
 
-_COLUMNS = "id, slot, label, scopes, salt, digest, created_at, expires_at, revoked_at, last_used_at"
+_COLUMNS = (
+    "id, slot, label, scopes, models, engines, salt, digest, "
+    "created_at, expires_at, revoked_at, last_used_at, replaced_by"
+)
+_MARKS = ", ".join("?" * len(_COLUMNS.split(",")))
 
 
 class StoredKey(msgspec.Struct, frozen=True):
-    """One key. `slot` is its number in shared memory: 0, 1, 2 … in order of creation. Times are Unix seconds."""
+    """One key. `slot` is its number in shared memory: 0, 1, 2 … in order of creation. Times are Unix seconds.
+
+    `models`, `engines`: patterns and ids it is restricted to, none: all. `replaced_by`: the id of the key that took its
+    place when it was rotated.
+    """
 
     id: str
     slot: int
@@ -25,6 +35,9 @@ class StoredKey(msgspec.Struct, frozen=True):
     expires_at: int | None = None
     revoked_at: int | None = None
     last_used_at: int | None = None
+    models: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    replaced_by: str | None = None
 
 
 async def all_keys(reader: Reader) -> list[StoredKey]:
@@ -40,18 +53,21 @@ async def next_slot(transaction: Transaction) -> int:
 
 async def add(transaction: Transaction, key: StoredKey) -> None:
     await transaction.change(
-        f"INSERT INTO api_keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
+        f"INSERT INTO api_keys ({_COLUMNS}) VALUES ({_MARKS})",  # noqa: S608 - constants
         (
             key.id,
             key.slot,
             key.label,
             " ".join(key.scopes),
+            "\n".join(key.models),
+            "\n".join(key.engines),
             key.salt,
             key.digest,
             key.created_at,
             key.expires_at,
             key.revoked_at,
             key.last_used_at,
+            key.replaced_by,
         ),
     )
 
@@ -61,6 +77,27 @@ async def revoke(transaction: Transaction, key_id: str, at: int) -> None:
     await transaction.change("UPDATE api_keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (at, key_id))
 
 
+async def replace(transaction: Transaction, key_id: str, successor: str, expires_at: int | None) -> None:
+    """Say which key took this one's place, and until when (Unix seconds) this one is valid yet."""
+    await transaction.change(
+        "UPDATE api_keys SET replaced_by = ?, expires_at = ? WHERE id = ?", (successor, expires_at, key_id)
+    )
+
+
+async def used(transaction: Transaction, last: Mapping[str, int]) -> None:
+    """Note when keys were last used, by id. No change of the keys: `generation` stays."""
+    for key_id, at in last.items():
+        await transaction.change(
+            "UPDATE api_keys SET last_used_at = ? WHERE id = ? AND coalesce(last_used_at, 0) < ?", (at, key_id, at)
+        )
+
+
 def _key(row: Row) -> StoredKey:
-    identity, slot, label, scopes, *rest = row
-    return StoredKey(identity, slot, label, tuple(scopes.split()), *rest)
+    identity, slot, label, scopes, models, engines, *rest = row
+    secret_and_times, replaced_by = rest[:-1], rest[-1]
+    key = StoredKey(identity, slot, label, tuple(scopes.split()), *secret_and_times)
+    return msgspec.structs.replace(key, models=_lines(models), engines=_lines(engines), replaced_by=replaced_by)
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(text.split("\n")) if text else ()

@@ -91,6 +91,16 @@ _SECURITY_2: Final[Migration] = (
     *_watched("security_policies"),
 )
 
+# What a key is restricted to (patterns and engine ids, one a line; none: all), and the key that took its place.
+_SECURITY_3: Final[Migration] = (
+    "ALTER TABLE api_keys ADD COLUMN models TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE api_keys ADD COLUMN engines TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE api_keys ADD COLUMN replaced_by TEXT",
+    "DROP TRIGGER api_keys_updated",
+    f"""CREATE TRIGGER api_keys_updated AFTER UPDATE OF
+        id, slot, label, scopes, salt, digest, expires_at, revoked_at, models, engines ON api_keys {_BUMP}""",
+)
+
 CONFIG: Final = Schema(
     name="config",
     application_id=0x464C4D43,  # "FLMC"
@@ -101,7 +111,7 @@ CONFIG: Final = Schema(
 SECURITY: Final = Schema(
     name="security",
     application_id=0x464C4D53,  # "FLMS"
-    migrations=(_SECURITY_1, _SECURITY_2),
+    migrations=(_SECURITY_1, _SECURITY_2, _SECURITY_3),
     tables=frozenset({"generation", "api_keys", "engine_credentials", "security_policies"}),
     synchronous="FULL",
 )

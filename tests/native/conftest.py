@@ -33,8 +33,16 @@ class Issued:
     salt: bytes
     digest: bytes
 
-    def upsert(self, ring: _native.Keyring, *, slot: int = 0, expires_at_ms: int = 0, revoked: bool = False) -> None:
-        ring.upsert(self.id, slot, self.salt, self.digest, expires_at_ms, revoked)
+    def upsert(
+        self,
+        ring: _native.Keyring,
+        *,
+        slot: int = 0,
+        expires_at_ms: int = 0,
+        revoked: bool = False,
+        scopes: int = 0,
+    ) -> None:
+        ring.upsert(self.id, slot, self.salt, self.digest, expires_at_ms, revoked, scopes)
 
 
 def issue() -> Issued:

@@ -39,7 +39,9 @@ def until_input_ends() -> Iterator[int]:
 def change_keys(fd: int, arguments: dict[str, Any]) -> None:
     """Store the given records over and over, and remove and add the given passing keys."""
     ring = _native.Keyring.open_writer(fd)
-    records = [(i, slot, bytes.fromhex(s), bytes.fromhex(d), e, r) for i, slot, s, d, e, r in arguments["records"]]
+    records = [
+        (i, slot, bytes.fromhex(s), bytes.fromhex(d), e, r, c) for i, slot, s, d, e, r, c in arguments["records"]
+    ]
     say("changing")
     for number in until_input_ends():
         for record in records:
@@ -48,7 +50,7 @@ def change_keys(fd: int, arguments: dict[str, Any]) -> None:
             if number % 2:
                 ring.remove(passing)
             else:
-                ring.upsert(passing, number, bytes(16), bytes(32), 0, False)
+                ring.upsert(passing, number, bytes(16), bytes(32), 0, False, 0)
 
 
 def verify_keys(fd: int, arguments: dict[str, Any]) -> None:

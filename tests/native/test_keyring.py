@@ -23,6 +23,7 @@ def pair(fd: int, capacity: int = 16) -> tuple[Keyring, Keyring]:
     return Keyring.create(fd, capacity), Keyring.attach(fd, PEPPER)
 
 
+WORDS = st.integers(0, 2**32 - 1)
 POOL = [issue() for _ in range(12)]
 ARBITRARY_KEY = issue()
 with tempfile.TemporaryFile() as _file:
@@ -30,11 +31,11 @@ with tempfile.TemporaryFile() as _file:
 ARBITRARY_KEY.upsert(ARBITRARY_WRITER)
 
 
-def test_a_valid_key_gives_its_id_and_slot(new_file: NewFile) -> None:
+def test_a_valid_key_gives_its_id_slot_and_scopes(new_file: NewFile) -> None:
     writer, reader = pair(new_file())
     key = issue()
-    key.upsert(writer, slot=2**32 - 1)
-    assert reader.verify(key.plain, 2**64 - 1) == (key.id, 2**32 - 1)
+    key.upsert(writer, slot=2**32 - 1, scopes=2**31 + 5)
+    assert reader.verify(key.plain, 2**64 - 1) == (key.id, 2**32 - 1, 2**31 + 5)
 
 
 def test_every_other_cause_is_none(new_file: NewFile) -> None:
@@ -44,8 +45,8 @@ def test_every_other_cause_is_none(new_file: NewFile) -> None:
     revoked.upsert(writer, revoked=True)
     expired.upsert(writer, expires_at_ms=1000)
     wrong_secret = Issued(good.plain, good.id, good.salt, other.digest)
-    assert reader.verify(good.plain, 0) == (good.id, 0)
-    assert reader.verify(expired.plain, 999) == (expired.id, 0)
+    assert reader.verify(good.plain, 0) == (good.id, 0, 0)
+    assert reader.verify(expired.plain, 999) == (expired.id, 0, 0)
     assert reader.verify(expired.plain, 1000) is None
     assert reader.verify(expired.plain, 5000) is None
     assert reader.verify(unknown.plain, 0) is None
@@ -69,8 +70,8 @@ def test_a_change_holds_for_the_next_check(new_file: NewFile) -> None:
     writer, reader = pair(new_file())
     key = issue()
     for slot in range(5):
-        key.upsert(writer, slot=slot)
-        assert reader.verify(key.plain, 0) == (key.id, slot)
+        key.upsert(writer, slot=slot, scopes=slot + 1)
+        assert reader.verify(key.plain, 0) == (key.id, slot, slot + 1)
         key.upsert(writer, slot=slot, revoked=True)
         assert reader.verify(key.plain, 0) is None
     assert writer.remove(key.id)
@@ -99,7 +100,7 @@ def test_a_full_keyring_says_so_and_still_changes(new_file: NewFile) -> None:
     assert reader.verify(first.plain, 0) is None
     writer.remove(first.id)
     third.upsert(writer, slot=3)
-    assert reader.verify(third.plain, 0) == (third.id, 3)
+    assert reader.verify(third.plain, 0) == (third.id, 3, 0)
 
 
 @given(st.binary(max_size=100))
@@ -124,10 +125,12 @@ def test_bounds_are_errors(new_file: NewFile) -> None:
             Keyring.create(new_file(), capacity)
     for key_id, salt, digest in (("short", 16, 32), ("x" * 11 + "é", 16, 32), ("x" * 12, 15, 32), ("x" * 12, 16, 31)):
         with pytest.raises(ValueError, match=r"has|consists of"):
-            writer.upsert(key_id, 0, bytes(salt), bytes(digest), 0, False)
-    for slot, expires in ((-1, 0), (2**32, 0), (0, -1), (0, 2**64)):
+            writer.upsert(key_id, 0, bytes(salt), bytes(digest), 0, False, 0)
+    for slot, expires, scopes in (
+        (-1, 0, 0), (2**32, 0, 0), (0, -1, 0), (0, 2**64, 0), (0, 0, -1), (0, 0, 2**32)
+    ):  # fmt: skip
         with pytest.raises(OverflowError):
-            writer.upsert("x" * 12, slot, bytes(16), bytes(32), expires, False)
+            writer.upsert("x" * 12, slot, bytes(16), bytes(32), expires, False, scopes)
     with pytest.raises(OverflowError):
         reader.verify(b"", -1)
     with pytest.raises(ValueError, match="at least 32 bytes"):
@@ -182,7 +185,7 @@ def test_a_closed_descriptor_is_an_error_and_a_used_one_may_be_closed(new_file: 
     os.close(read_only)
     key = issue()
     key.upsert(writer)
-    assert reader.verify(key.plain, 0) == (key.id, 0)
+    assert reader.verify(key.plain, 0) == (key.id, 0, 0)
 
 
 class Changes(RuleBasedStateMachine):
@@ -192,12 +195,12 @@ class Changes(RuleBasedStateMachine):
         super().__init__()
         self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in teardown
         self.writer, self.reader = pair(self.file.fileno(), capacity=len(POOL))
-        self.model: dict[Issued, tuple[int, bool]] = {}
+        self.model: dict[Issued, tuple[int, bool, int]] = {}
 
-    @rule(number=st.integers(0, 11), slot=st.integers(0, 2**32 - 1), revoked=st.booleans())
-    def upsert(self, number: int, slot: int, revoked: bool) -> None:
-        POOL[number].upsert(self.writer, slot=slot, revoked=revoked)
-        self.model[POOL[number]] = (slot, revoked)
+    @rule(number=st.integers(0, 11), slot=WORDS, revoked=st.booleans(), scopes=WORDS)
+    def upsert(self, number: int, slot: int, revoked: bool, scopes: int) -> None:
+        POOL[number].upsert(self.writer, slot=slot, revoked=revoked, scopes=scopes)
+        self.model[POOL[number]] = (slot, revoked, scopes)
 
     @rule(number=st.integers(0, 11))
     def remove(self, number: int) -> None:
@@ -211,8 +214,8 @@ class Changes(RuleBasedStateMachine):
     def the_keyring_says_what_the_dict_says(self) -> None:
         assert len(self.writer) == len(self.reader) == len(self.model)
         for key in POOL:
-            slot, revoked = self.model.get(key, (0, True))
-            assert self.reader.verify(key.plain, 0) == (None if revoked else (key.id, slot))
+            slot, revoked, scopes = self.model.get(key, (0, True, 0))
+            assert self.reader.verify(key.plain, 0) == (None if revoked else (key.id, slot, scopes))
 
     def teardown(self) -> None:
         self.file.close()

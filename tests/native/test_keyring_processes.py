@@ -13,7 +13,7 @@ StartOther = Callable[..., Other]
 
 
 def record(key: Issued, slot: int, digest: bytes, expires_at_ms: int, revoked: bool) -> list[object]:
-    return [key.id, slot, key.salt.hex(), digest.hex(), expires_at_ms, revoked]
+    return [key.id, slot, key.salt.hex(), digest.hex(), expires_at_ms, revoked, slot + 1]
 
 
 def test_a_key_under_change_is_never_accepted_wrongly_nor_its_neighbour_refused(
@@ -32,14 +32,14 @@ def test_a_key_under_change_is_never_accepted_wrongly_nor_its_neighbour_refused(
         record(changed, 4, changed.digest, 1, False),
     ]
     start_other("change_keys", fd, records=records, passing=[key.id for key in passing])
-    seen: Counter[tuple[str, int] | None] = Counter()
+    seen: Counter[tuple[str, int, int] | None] = Counter()
     for _ in range(3_000_000):
         seen[reader.verify(changed.plain, 1000)] += 1
-        assert reader.verify(steady.plain, 1000) == (steady.id, 7)
+        assert reader.verify(steady.plain, 1000) == (steady.id, 7, 0)
         assert reader.verify(passing[0].plain, 1000) is None
-        if min(seen[None], seen[(changed.id, 1)]) >= 5000:
+        if min(seen[None], seen[(changed.id, 1, 2)]) >= 5000:
             break
-    assert seen.keys() == {None, (changed.id, 1)}
+    assert seen.keys() == {None, (changed.id, 1, 2)}
     assert min(seen.values()) >= 5000
 
 
@@ -52,7 +52,7 @@ def test_a_change_holds_in_another_process_when_the_call_has_returned(
     other = start_other("verify_keys", fd, pepper=PEPPER.hex())
     for slot in range(200):
         key.upsert(writer, slot=slot)
-        assert other.ask(key.plain.decode()) == [key.id, slot]
+        assert other.ask(key.plain.decode()) == [key.id, slot, 0]
         key.upsert(writer, slot=slot, revoked=True)
         assert other.ask(key.plain.decode()) is None
 
@@ -73,12 +73,12 @@ def test_a_killed_writer_leaves_a_keyring_that_works_and_can_be_taken_over(
         for _ in range(round_ * 37):
             reader.verify(changed.plain, 0)
         other.kill()
-        assert reader.verify(steady.plain, 0) == (steady.id, 7)
-        assert reader.verify(changed.plain, 0) in {None, (changed.id, 1)}
+        assert reader.verify(steady.plain, 0) == (steady.id, 7, 0)
+        assert reader.verify(changed.plain, 0) in {None, (changed.id, 1, 2)}
         heir = Keyring.open_writer(fd)
         assert len(heir) == len(heir.ids()) == len(reader)
         changed.upsert(heir, slot=3)
-        assert reader.verify(changed.plain, 0) == (changed.id, 3)
+        assert reader.verify(changed.plain, 0) == (changed.id, 3, 0)
         for key_id in heir.ids():
             assert heir.remove(key_id)
         assert len(reader) == 0

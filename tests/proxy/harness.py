@@ -19,6 +19,8 @@ from flm import snapshot as snapshots
 from flm._native import Buckets, Keyring, Shared, generate_key, hash_secret
 from flm.config import Settings
 from flm.policy.document import Policy
+from flm.policy.restrictions import Restriction
+from flm.policy.scopes import DEFAULT_SCOPES, RESTRICTED, bits
 from flm.proxy.app import App, WorkerContext
 from flm.proxy.respond import ALWAYS
 from flm.snapshot import Engine, Model, Snapshot
@@ -56,6 +58,8 @@ class World:
         self.raw: list[bytes] = []
         self.cuts: list[tuple[str, str]] = []
         self.failures: list[str] = []
+        self.restrictions: dict[str, Restriction] = {}
+        self.used: list[str] = []
         self.key = self.add_key()
         self.publish(*engines, aliases=aliases, policy=policy, **settings)
         reader = Keyring.attach(ring, PEPPER)
@@ -68,6 +72,7 @@ class World:
                 log=self.raw.append,
                 cut=self.cuts.append,
                 engine_failed=lambda engine_id, _message: self.failures.append(engine_id),
+                key_used=self.used.append,
             )
         )
         os.close(shared)
@@ -78,10 +83,22 @@ class World:
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.raw]
 
-    def add_key(self, *, revoked: bool = False, expires_at_ms: int = 0) -> str:
+    def add_key(
+        self,
+        *,
+        revoked: bool = False,
+        expires_at_ms: int = 0,
+        allowed: Iterable[str] = DEFAULT_SCOPES,
+        restriction: Restriction | None = None,
+    ) -> str:
+        """A key of these scopes. Its restriction is in force with the next `publish`."""
         key, key_id = generate_key()
         digest = hash_secret(PEPPER, SALT, key)
-        self.keyring.upsert(key_id, len(self.keyring), SALT, digest, expires_at_ms, revoked)
+        granted = bits(allowed)
+        if restriction is not None:
+            granted |= RESTRICTED
+            self.restrictions[key_id] = restriction
+        self.keyring.upsert(key_id, len(self.keyring), SALT, digest, expires_at_ms, revoked, granted)
         return key
 
     def publish(
@@ -91,7 +108,7 @@ class World:
         policy: Policy = Policy(),  # noqa: B008 - frozen
         **settings: Any,
     ) -> None:
-        snapshot = Snapshot("instance", Settings(**settings), engines, dict(aliases or {}), policy)
+        snapshot = Snapshot("instance", Settings(**settings), engines, dict(aliases or {}), policy, self.restrictions)
         self.shared.publish(snapshots.encode(snapshot))
 
     def client(self, method: str = "GET", path: str = "/health", **more: Any) -> Client:

@@ -1,6 +1,7 @@
 //! The keyring: a table of keys in a mapped file, written by one process and read by many.
 //!
-//! It does not know scopes, labels or a database: it says whose key was presented, if it is valid, and no more.
+//! It does not know what a scope is, nor labels or a database: it says whose key was presented, if it is valid, and what
+//! was put beside it.
 //!
 //! Strategy. An open-addressing hash table with linear probing, of at least twice as many entries as keys it may hold.
 //! Each entry is a latch (`latch.rs`): a version and two copies of a record. Readers take no lock and never wait, and a
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::keyformat::{self, Hasher, Id};
 use crate::latch;
 use crate::mapping::{Mapping, FIRST_OWN_WORD, HEADER, WORD};
-use crate::record::{join, pack, split, unpack, Record, DUMMY, EMPTY, RECORD_WORDS};
+use crate::record::{join, pack, split, unpack, Record, EMPTY, RECORD_WORDS};
 
 /// Most keys a table may be made for: 2^20, a file of 512 MiB.
 pub const CAPACITY_MAX: usize = 1 << 20;
@@ -38,6 +39,8 @@ const MOVES_WORD: usize = 2 * FIRST_OWN_WORD;
 const ENTRY_WORDS: usize = 32;
 const VERSION: usize = 0;
 const RECORD_AT: [usize; 2] = [8, 20];
+/// The first word of each cache line of an entry.
+const LINES: [usize; 4] = [0, 8, 16, 24];
 
 /// How often a reader looks at one entry, or at one chain, again because a writer changed it under its eyes. One further
 /// look is rare already; the bound makes sure that a reader ends. A key not found by then is not valid.
@@ -162,9 +165,9 @@ impl Keyring {
         ids
     }
 
-    /// Whose key was presented, and that key's slot. `None` for every cause why it is not valid: malformed, unknown,
+    /// Whose key was presented, that key's slot and its scopes. `None` for every cause why it is not valid: malformed, unknown,
     /// wrong secret, revoked, expired at `now_ms`. An error only if this object has no pepper.
-    pub fn verify(&self, presented: &[u8], now_ms: u64) -> Result<Option<(Id, u32)>> {
+    pub fn verify(&self, presented: &[u8], now_ms: u64) -> Result<Option<(Id, u32, u32)>> {
         let Some(hasher) = &self.hasher else {
             return Err(Error::Refused(
                 "keys are checked by a keyring that was attached with a pepper, not by the writer's".into(),
@@ -173,45 +176,50 @@ impl Keyring {
         let Some(key) = keyformat::parse(presented) else {
             return Ok(None);
         };
-        let found = self.record(&key.id);
-        let known = found.is_some();
-        let record = found.unwrap_or(DUMMY);
+        // An unknown id ends at an empty entry, whose words are a record too: one path for every cause, to the same cost.
+        let words = self.look_up(&key.id);
+        let known = words[0] != EMPTY;
+        let record = unpack(&words);
         let same = hasher.digest(&record.salt, &key).ct_eq(&record.digest);
-        let expired = record.expires_at_ms != 0 && now_ms >= record.expires_at_ms;
-        let valid = bool::from(same) & known & !record.revoked & !expired;
-        Ok(valid.then_some((record.id, record.slot)))
+        let expired = (record.expires_at_ms != 0) & (now_ms >= record.expires_at_ms);
+        let valid = std::hint::black_box(bool::from(same) & known & !record.revoked & !expired);
+        Ok(valid.then_some((record.id, record.slot, record.scopes)))
     }
 
     /// What the table knows of a key.
     pub fn record(&self, id: &Id) -> Option<Record> {
+        let words = self.look_up(id);
+        (words[0] != EMPTY).then(|| unpack(&words))
+    }
+
+    /// The words of a key's record; of an empty entry if it is not there.
+    fn look_up(&self, id: &Id) -> [u64; RECORD_WORDS] {
         let (low, high) = split(id);
         for _ in 0..ATTEMPTS {
             let moves = self.moves();
-            let found = self.walk(low, high);
-            if found.is_some() || self.moves() == moves {
-                return found;
+            let words = self.walk(low, high);
+            let settled = self.moves() == moves;
+            if std::hint::black_box(settled | (words[0] != EMPTY)) {
+                return words;
             }
         }
-        None
+        [EMPTY; RECORD_WORDS]
     }
 
-    /// One walk along the chain of an id.
-    fn walk(&self, low: u64, high: u32) -> Option<Record> {
+    /// One walk along the chain of an id. Whole records are copied, so that an empty entry costs what a key's costs.
+    fn walk(&self, low: u64, high: u32) -> [u64; RECORD_WORDS] {
         let mut at = self.home(low, high);
         for _ in 0..self.entries {
-            let look = |words: &[AtomicU64]| {
-                let tag = words[0].load(Ordering::Relaxed);
-                let same = words[1].load(Ordering::Relaxed) == low && words[2].load(Ordering::Relaxed) as u32 == high;
-                let found = (same && tag != EMPTY).then(|| std::array::from_fn(|i| words[i].load(Ordering::Relaxed)));
-                (tag, found)
-            };
-            match self.load(at, look) {
-                Some((EMPTY, _)) => return None,
-                Some((_, Some(words))) => return Some(unpack(&words)),
-                _ => at = self.after(at),
+            if let Some(words) = self.load(at, copy_words) {
+                let same = (words[1] == low) & (words[2] as u32 == high);
+                // One branch for both, whatever the compiler would rather have.
+                if std::hint::black_box(same | (words[0] == EMPTY)) {
+                    return words;
+                }
             }
+            at = self.after(at);
         }
-        None
+        [EMPTY; RECORD_WORDS]
     }
 
     /// Keys in the table. Counted by walking it, when this is a reader.
@@ -314,6 +322,8 @@ impl Keyring {
 
     fn load<T>(&self, at: usize, look: impl Fn(&[AtomicU64]) -> T) -> Option<T> {
         let entry = self.entry(at);
+        // All cache lines of the entry are asked for at once: which of the copies is in force must not show in the time.
+        std::hint::black_box(LINES.map(|line| entry[line].load(Ordering::Relaxed)));
         latch::read(&entry[VERSION], ATTEMPTS, |copy| {
             look(&entry[RECORD_AT[copy]..][..RECORD_WORDS])
         })

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use super::*;
 use crate::keyformat::SALT_LEN;
 use crate::mapping::tests::scratch;
+use crate::record::DUMMY;
 
 const PEPPER: [u8; 32] = [9; 32];
 
@@ -40,6 +41,7 @@ fn key_in(keyring: &Keyring) -> (String, Record) {
         digest,
         expires_at_ms: 0,
         revoked: false,
+        scopes: 9,
     };
     keyring.upsert(&record).unwrap();
     (key, record)
@@ -65,14 +67,14 @@ fn only_the_valid_key_is_accepted() {
     let (key, record) = key_in(&writer);
     let reader = Keyring::attach(file.as_fd(), &PEPPER).unwrap();
     let verify = |key: &str, now| reader.verify(key.as_bytes(), now).unwrap();
-    assert_eq!(verify(&key, u64::MAX), Some((record.id, 5)));
+    assert_eq!(verify(&key, u64::MAX), Some((record.id, 5, 9)));
     writer
         .upsert(&Record {
             expires_at_ms: 1000,
             ..record.clone()
         })
         .unwrap();
-    assert_eq!(verify(&key, 999), Some((record.id, 5)));
+    assert_eq!(verify(&key, 999), Some((record.id, 5, 9)));
     assert_eq!(verify(&key, 1000), None);
     writer
         .upsert(&Record {
@@ -89,7 +91,7 @@ fn only_the_valid_key_is_accepted() {
         .unwrap();
     assert_eq!(verify(&key, 0), None);
     writer.upsert(&record).unwrap();
-    assert_eq!(verify(&key, 0), Some((record.id, 5)));
+    assert_eq!(verify(&key, 0), Some((record.id, 5, 9)));
     assert!(writer.remove(&record.id).unwrap());
     assert_eq!(verify(&key, 0), None);
     assert!(Keyring::attach(file.as_fd(), &[8; 32])
@@ -201,7 +203,7 @@ fn a_writer_killed_anywhere_leaves_the_record_before_its_last_call() {
     for (place, word) in entry[RECORD_AT[spare]..].iter().zip(revoked) {
         place.store(word, Ordering::Relaxed); // killed after this word
         let reader = Keyring::attach(file.as_fd(), &PEPPER).unwrap();
-        assert_eq!(reader.verify(key.as_bytes(), 0).unwrap(), Some((record.id, 5)));
+        assert_eq!(reader.verify(key.as_bytes(), 0).unwrap(), Some((record.id, 5, 9)));
     }
     let heir = Keyring::open_writer(file.as_fd()).unwrap();
     assert_eq!(heir.len(), 1);

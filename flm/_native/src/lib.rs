@@ -48,4 +48,4 @@ pub mod siphash;
 
 /// Version of the layout of all files (keyring, shared memory, buckets, rings). Raised by every change to what a byte in them
 /// means; a file of another version is refused, and the supervisor makes a new one.
-pub const LAYOUT_VERSION: u64 = 1;
+pub const LAYOUT_VERSION: u64 = 2;

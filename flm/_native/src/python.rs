@@ -29,8 +29,8 @@ impl From<Error> for PyErr {
     }
 }
 
-/// A presented key's place in the keyring, as Python gets it.
-type Verified<'py> = Option<(Bound<'py, pyo3::types::PyString>, u32)>;
+/// A presented key's id, slot and scopes, as Python gets them.
+type Verified<'py> = Option<(Bound<'py, pyo3::types::PyString>, u32, u32)>;
 
 fn borrow(fd: &RawFd) -> Result<BorrowedFd<'_>, Error> {
     if *fd < 0 {
@@ -85,6 +85,7 @@ impl Keyring {
         Ok(Keyring(keyring::Keyring::open_writer(borrow(&fd)?)?))
     }
 
+    #[allow(clippy::too_many_arguments)] // one for each field of a record, positional as Python calls it
     fn upsert(
         &self,
         key_id: &str,
@@ -93,6 +94,7 @@ impl Keyring {
         digest: &[u8],
         expires_at_ms: u64,
         revoked: bool,
+        scopes: u32,
     ) -> PyResult<()> {
         let digest: [u8; DIGEST_LEN] = digest
             .try_into()
@@ -105,6 +107,7 @@ impl Keyring {
             digest,
             expires_at_ms,
             revoked,
+            scopes,
         };
         Ok(self.0.upsert(&record)?)
     }
@@ -127,7 +130,7 @@ impl Keyring {
 
     fn verify<'py>(&self, py: Python<'py>, presented: &[u8], now_ms: u64) -> PyResult<Verified<'py>> {
         let found = self.0.verify(presented, now_ms)?;
-        Ok(found.map(|(id, slot)| (pyo3::types::PyString::new(py, keyformat::id_text(&id)), slot)))
+        Ok(found.map(|(id, slot, scopes)| (pyo3::types::PyString::new(py, keyformat::id_text(&id)), slot, scopes)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the keyring knows of one key, and how that is laid out in words. It does not know entries, versions or chains.
 //!
-//! Words of a record: tag, id (8 bytes, 4 bytes), slot, expiry, salt (2), digest (4), one spare. A tag of 0 is no record,
+//! Words of a record: tag, id (8 bytes, 4 bytes), slot, expiry, salt (2), digest (4), scopes. A tag of 0 is no record,
 //! so that a new file of zeros is an empty table.
 
 use crate::keyformat::{Id, DIGEST_LEN, SALT_LEN};
@@ -28,9 +28,11 @@ pub struct Record {
     pub expires_at_ms: u64,
     /// A revoked key is known and not valid.
     pub revoked: bool,
+    /// The caller's bits for what the key may do.
+    pub scopes: u32,
 }
 
-/// Stands in for an unknown id, so that its check takes as long as any other.
+/// What an entry without a key reads as, but for its tag: it accepts nothing, and its check takes as long as any other.
 pub const DUMMY: Record = Record {
     id: [0; 12],
     slot: 0,
@@ -38,6 +40,7 @@ pub const DUMMY: Record = Record {
     digest: [0; DIGEST_LEN],
     expires_at_ms: 0,
     revoked: true,
+    scopes: 0,
 };
 
 /// An id as two words' content.
@@ -69,6 +72,7 @@ pub fn pack(record: &Record) -> [u64; RECORD_WORDS] {
     {
         *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
     }
+    words[11] = u64::from(record.scopes);
     words
 }
 
@@ -79,6 +83,7 @@ pub fn unpack(words: &[u64; RECORD_WORDS]) -> Record {
         slot: words[3] as u32,
         expires_at_ms: words[4],
         revoked: words[0] != LIVE,
+        scopes: words[11] as u32,
         ..DUMMY
     };
     for (bytes, word) in record
@@ -106,6 +111,7 @@ mod tests {
             digest,
             expires_at_ms: u64::MAX,
             revoked: true,
+            scopes: 1 << 31 | 1,
         };
         assert_eq!(unpack(&pack(&record)), record);
         let live = Record {
