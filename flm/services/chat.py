@@ -41,6 +41,10 @@ _CODES: Final[Mapping[str, CommandCode]] = {
     "overloaded": CommandCode.ENGINE_NETWORK_ERROR,
 }
 
+_HINTS: Final[Mapping[str, str]] = {
+    "ip_not_allowed": "; this machine's own address is not in the ip_whitelist of `flm security policy show`",
+}
+
 
 class ChatAnswer(msgspec.Struct, frozen=True):
     """A whole answer. `usage` counts tokens, None if the engine does not."""
@@ -250,5 +254,5 @@ def _decoded(body: bytes) -> _Answer:
         raise CommandError(CommandCode.ENGINE_API_ERROR, "what came is no chat answer; is it FLM?") from None
     if found.error is not None:
         code = _CODES.get(found.error.code or "", CommandCode.ENGINE_API_ERROR)
-        raise CommandError(code, found.error.message)
+        raise CommandError(code, found.error.message + _HINTS.get(found.error.code or "", ""))
     return found

@@ -119,6 +119,15 @@ def test_what_goes_wrong_is_said(
     with_proxy(tmp_path, main, engine__first_byte_timeout_seconds=0.5)
 
 
+def test_a_policy_that_shuts_this_machine_out_is_named(tmp_path: Path) -> None:
+    async def main(proxy: Running, _engine: Demo) -> None:
+        await SecurityService(proxy.folder).set_policy(b'{"ip_whitelist":["192.0.2.0/24"]}')
+        with pytest.raises(CommandError, match=r"own address is not in the ip_whitelist"):
+            await ChatService(proxy.folder, {}).ask("Hi", "demo")
+
+    with_proxy(tmp_path, main)
+
+
 def test_without_a_proxy(tmp_path: Path) -> None:
     folder = locate({"FLM_HOME": str(tmp_path / "home")})
     with pytest.raises(CommandError, match="flm proxy start") as refused:
