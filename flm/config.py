@@ -96,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True):
     engine_keepalive_comment_seconds: Annotated[float, _seconds("between comments while a cold model loads", 1)] = 10
     routing_plain_names: Annotated[bool, _means("accept a plain name that one engine has")] = True
     passthrough_open_routes: Annotated[str, _listed("closed routes to open", _OPENING, "ENGINE:METHOD /path")] = ""
+    security_revoke_ends_streams: Annotated[bool, _means("end the running requests of a revoked key")] = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _means("least severe line logged")] = "info"
     log_file: Annotated[str, _means("log of a background proxy, relative to the data folder")] = "logs/flm.log"
     log_max_bytes: Annotated[int, _count("size at which the log file is rotated", 4096, 1_073_741_824)] = 10_485_760

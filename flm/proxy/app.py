@@ -39,6 +39,7 @@ from flm.proxy.view import EngineFailed, OpenPool, PoolKey, View, open_pool
 _CLIENT_LEFT: Final = 499  # nginx's status for a client that left before an answer; only in the log
 _HEALTHY: Final = b'{"status":"ok"}'
 _MODELS_PREFIX: Final = b"/v1/models/"
+_REVOKED: Final = "the API key of this request was revoked while it was running"
 _OVERLOAD_RETRY: Final = ((b"retry-after", b"1"),)
 
 # For a client to read the answer to a body it had not finished sending. The server closes such a connection after the
@@ -46,6 +47,12 @@ _OVERLOAD_RETRY: Final = ((b"retry-after", b"1"),)
 LINGER_SECONDS: Final = 2.0
 
 Handler = Callable[[Exchange, View, Head, Responder], Awaitable[None]]
+
+
+class Keys(Keyring, Protocol):
+    """The part of the native keyring that is needed here."""
+
+    def ids(self) -> list[str]: ...
 
 
 class SharedMemory(Protocol):
@@ -78,7 +85,7 @@ class WorkerContext(msgspec.Struct, kw_only=True):
     """
 
     shared: SharedMemory
-    keyring: Keyring
+    keyring: Keys
     buckets: Buckets
     slot: int
     log: Callable[[bytes], None]
@@ -171,6 +178,16 @@ class App:
         """End every running request with `error`: one event in a stream, a whole answer elsewhere."""
         for exchange in tuple(self._running):
             exchange.interrupt(error)
+
+    def end_revoked(self) -> None:
+        """End every running request whose key is no longer in the keyring, and no other: for when one was revoked."""
+        keyed = [exchange for exchange in self._running if exchange.record.api_key_id is not None]
+        if not keyed:
+            return
+        living = frozenset(self._context.keyring.ids())
+        for exchange in keyed:
+            if exchange.record.api_key_id not in living:
+                exchange.interrupt(RequestError(ErrorKind.INVALID_API_KEY, _REVOKED))
 
     async def aclose(self) -> None:
         """Close all connections to engines, those of running requests too."""
@@ -279,8 +296,11 @@ class App:
         except ClientTooSlowError:
             self._context.cut(exchange.scope["client"])
         except asyncio.CancelledError:
-            if exchange.interrupted() is None:
+            reason = exchange.interrupted()
+            if reason is None:
                 raise
+            if isinstance(reason, ClientTooSlowError):
+                self._context.cut(exchange.scope["client"])
 
     def _see_off(self, exchange: Exchange) -> None:
         """Cut the connection behind the answer to a body that was not read to its end, if the server does not."""

@@ -48,7 +48,9 @@ class WorkerBoot(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a supervisor tells its worker. `seconds`: how long running requests may take to finish."""
+    """What a supervisor tells its worker: `retire`, `stop`, `abort`, or `revoked` (keys have left the keyring: end
+    their requests). `seconds`: how long running requests may take to finish.
+    """
 
     op: str
     seconds: float = 0.0

@@ -135,6 +135,11 @@ class Generations:
         for member in self.crew.members:
             member.tell(Order("abort"))
 
+    def end_revoked(self) -> None:
+        """A key was revoked: running requests of keys that are no longer in the keyring end with an error."""
+        for member in self.crew.members:
+            member.tell(Order("revoked"))
+
     def reap(self) -> None:
         """Called on SIGCHLD."""
         self.crew.reap()

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from flm._native import Keyring, NativeError, generate_key, hash_secret
@@ -58,6 +58,8 @@ class Publisher:
         self.engines: tuple[Engine, ...] = ()
         self.policy: Policy | None = None  # the last one that could be read
         self._policy_error: str | None = None
+        self._revoked = False  # a key, and nobody was told yet
+        self.on_revocation: Callable[[], None] = lambda: None  # called once requests with the key are refused
         self.resolved = Resolved(resolve({}, {}).settings, {})
         self.last_error: str | None = None
 
@@ -104,31 +106,44 @@ class Publisher:
     async def refresh(self, memory: Memory) -> int:
         """Publish the databases' present state; its epoch, in force for each request that begins from now on.
 
-        Raises CommandError; then what was in force stays.
+        Raises CommandError; then what was in force stays, but for keys that were revoked.
         """
         async with self._turn:
-            config, security = self.databases()
-            seen = (await config.generation(), await security.generation())
-            resolved = resolve(await setting_rows.all_settings(config), os.environ, self._flags)
-            aliases = await engine_rows.aliases(config)
-            keys = await key_rows.all_keys(security)
-            policy = await self._policy_in_force()
             try:
-                self._update_keyring(memory.keyring, keys)
-                restrictions = _restrictions(keys)
-                snapshot = Snapshot(
-                    self._instance, resolved.settings, self.engines, aliases, policy, restrictions=restrictions
-                )
-                epoch = memory.shared.publish(encode(snapshot))
-            except NativeError as error:
-                raise CommandError(
-                    CommandCode.DB_ERROR,
-                    f"the change is stored and cannot be put in force: {error}; `flm proxy stop` and `start` make room",
-                ) from None
-            self._seen = seen
-            self.resolved = resolved
-            self.last_error = self._policy_error
-            return epoch
+                return await self._refresh(memory)
+            finally:
+                self._tell_of_revocation()
+
+    async def _refresh(self, memory: Memory) -> int:
+        config, security = self.databases()
+        security_seen = await security.generation()
+        keys = await key_rows.all_keys(security)
+        self._revoke(memory.keyring, keys)  # before anything that may not be readable
+        seen = (await config.generation(), security_seen)
+        resolved = resolve(await setting_rows.all_settings(config), os.environ, self._flags)
+        aliases = await engine_rows.aliases(config)
+        policy = await self._policy_in_force()
+        try:
+            self._update_keyring(memory.keyring, keys)
+            restrictions = _restrictions(keys)
+            snapshot = Snapshot(
+                self._instance, resolved.settings, self.engines, aliases, policy, restrictions=restrictions
+            )
+            epoch = memory.shared.publish(encode(snapshot))
+        except NativeError as error:
+            raise CommandError(
+                CommandCode.DB_ERROR,
+                f"the change is stored and cannot be put in force: {error}; `flm proxy stop` and `start` make room",
+            ) from None
+        self._seen = seen
+        self.resolved = resolved
+        self.last_error = self._policy_error
+        return epoch
+
+    def _tell_of_revocation(self) -> None:
+        if self._revoked and self.resolved.settings.security_revoke_ends_streams:
+            self.on_revocation()
+        self._revoked = False
 
     async def changed(self) -> bool:
         """Whether somebody changed a database since the last refresh. Raises DB_ERROR."""
@@ -162,16 +177,19 @@ class Publisher:
         self._chat_keys = dict(chat_keys)
         self._entries = dict.fromkeys(set(keyring.ids()) - chat_keys.keys(), (-1, b"", b"", 0, 0))
 
+    def _revoke(self, keyring: Keyring, keys: list[key_rows.StoredKey]) -> None:
+        valid = {key.id for key in keys if key.revoked_at is None}
+        for key_id in self._entries.keys() - valid:
+            keyring.remove(key_id)
+            del self._entries[key_id]
+            self._revoked = True
+
     def _update_keyring(self, keyring: Keyring, keys: list[key_rows.StoredKey]) -> None:
         wanted = {
             key.id: (key.slot, key.salt, key.digest, (key.expires_at or 0) * 1000, _bits(key))
             for key in keys
             if key.revoked_at is None
         }
-        # First the revocations: they must not wait behind a full table.
-        for key_id in self._entries.keys() - wanted.keys():
-            keyring.remove(key_id)
-            del self._entries[key_id]
         for key_id, entry in wanted.items():
             if self._entries.get(key_id) != entry:
                 slot, salt, digest, expires, granted = entry

@@ -175,7 +175,7 @@ class Supervisor:
     def _new_generations(self, listening: list[socket.socket], life: tuple[int, int]) -> Generations:
         self._address = listening[0].getsockname()[:2]
         self._upkeep = Upkeep(self._publisher, self._memory)
-        return Generations(
+        generations = Generations(
             listening,
             self._memory,
             life,
@@ -184,6 +184,8 @@ class Supervisor:
             self._boot.worker_module,
             self._upkeep.engine_failed,
         )
+        self._publisher.on_revocation = generations.end_revoked
+        return generations
 
     def _write_record(self, settings: Settings) -> None:
         me = instance.identify(os.getpid())

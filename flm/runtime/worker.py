@@ -55,6 +55,7 @@ class ServedApp(App, Protocol):
     def in_flight(self) -> int: ...
     def drain(self) -> None: ...
     def abort_streams(self, error: RequestError) -> None: ...
+    def end_revoked(self) -> None: ...
     async def aclose(self) -> None: ...
 
 
@@ -132,6 +133,8 @@ class Worker:
             self._go(self._leave(order.seconds, abort_now=False))
         elif order.op == "abort":
             self._go(self._leave(ABORT_SECONDS, abort_now=True))
+        elif order.op == "revoked":
+            self._app.end_revoked()
 
     def _go(self, way: Any) -> None:
         """Leave in this way, instead of a gentler one that may be under way."""

@@ -39,6 +39,9 @@ class TinyApp:
         for interrupted in self._running:
             interrupted.set()
 
+    def end_revoked(self) -> None:
+        """This app asks for no keys."""
+
     async def aclose(self) -> None:
         pass
 
