@@ -100,12 +100,17 @@ def test_an_unreadable_setting_leaves_what_was_in_force(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path)
         await bench.open()
+        key, key_id = await bench.add_key(0)
         await bench.publisher.refresh(bench.memory)
         async with await open_config(bench.folder) as database, database.transaction() as transaction:
             await settings.put(transaction, "log.level", "shouting")
+        async with await open_security(bench.folder) as database, database.transaction() as transaction:
+            await keys.revoke(transaction, key_id, 5)
+        assert bench.valid(key)
         with pytest.raises(CommandError, match=r"log\.level"):
             await bench.publisher.refresh(bench.memory)
         assert bench.memory.shared.epoch() == 1
+        assert not bench.valid(key), "a revocation waits for nothing"
         assert bench.publisher.resolved.settings.log_level == "info"
         await bench.publisher.close()
 
