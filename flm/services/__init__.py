@@ -1,5 +1,6 @@
 """What a person can do with FLM, as importable async calls: `ConfigService`, `SecurityService`, `EngineService`,
-`ModelService`, `ProxyService`, `ChatService`, `CheckService`, `BackupService`. The CLI only parses, calls these and prints.
+`ModelService`, `ProxyService`, `ChatService`, `CheckService`, `BackupService`. The CLI only parses, calls these and
+prints.
 
     folder = locate_folder()
     key = await SecurityService(folder).create_key("laptop")

@@ -124,7 +124,7 @@ class BackupService:
     def _restore(self, source: Path, secret: Secret | None) -> Restored:
         source = Path(os.path.abspath(source))
         secure_folder(self._folder.root)
-        with self._alone(), _plainly(source), _workspace(self._folder.root, _STAGED) as staged:
+        with _plainly(source), self._alone(), _workspace(self._folder.root, _STAGED) as staged:
             settle(self._folder)
             created_at = None
             if _sealed_with(source):

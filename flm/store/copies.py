@@ -79,7 +79,7 @@ def usable(kept: Path) -> bool:
                 return False
             inspect(path, schema)
         return not _keys(kept / "security.db") or len(_pepper(kept)) == PEPPER_BYTES
-    except (CommandError, sqlite3.Error):
+    except (CommandError, sqlite3.Error, OSError):
         return False
 
 

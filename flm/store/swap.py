@@ -73,16 +73,14 @@ def replace(folder: Folder, staged: Path, kept: Path) -> bool:
             had = _keep(folder, kept)
             journal = _Journal(kept.name, staged.name, had)
             write_new_file(folder.root / JOURNAL, msgspec.json.encode(journal))
-        except BaseException:
-            shutil.rmtree(kept, ignore_errors=True)
-            raise
-        try:
             _put_in_place(folder, staged)
             os.unlink(folder.root / JOURNAL)
         except BaseException:
             _undo(folder)
+            shutil.rmtree(kept, ignore_errors=True)
             raise
-        sync_folder(folder.root)
+        with contextlib.suppress(OSError):  # it is done; a power cut before it is on disk brings back the old, whole
+            sync_folder(folder.root)
         shutil.rmtree(staged, ignore_errors=True)
         if not had:
             kept.rmdir()

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from typing import Literal
 
-_STEPS = ("os.", "open", "shutil.", "sqlite3.", "fcntl.")
+_STEPS = ("os.", "open", "sqlite3.", "fcntl.")
 FINISHED, REFUSED, BROKE = 0, 10, 11
 
 
