@@ -12,12 +12,16 @@ from flm.cli.command import Context, Noun, Output, UsageError
 
 _LONGEST_DOCUMENT = 1_048_576  # more than is taken, so that it is the service that refuses what is too large
 
+_BUCKET = ("kind", "subject", "limit_rpm", "burst", "remaining", "resets_in_seconds")
+
 
 def register(noun: Noun) -> None:
     policy = noun.group("policy", "addresses, origins, hosts and rate limits")
     policy.verb("show", _show, "the policy, with every default filled in")
     put = policy.verb("set", _set, "replace the policy, at once; what is left out is its default")
     put.add_argument("--json", required=True, metavar="F", help="a file, - for standard input, or the JSON itself")
+    limits = noun.group("rate-limits", "how much is left of the policy's limits")
+    limits.verb("list", _rate_limits, "each bucket of a limit, full ones of addresses left out")
     backup.add_verbs(noun)
 
 
@@ -25,6 +29,12 @@ async def _show(_arguments: argparse.Namespace, context: Context) -> Output:
     from flm.services import SecurityService
 
     return Output(await SecurityService(context.folder).policy())
+
+
+async def _rate_limits(_arguments: argparse.Namespace, context: Context) -> Output:
+    from flm.services import SecurityService
+
+    return Output(await SecurityService(context.folder).rate_limits(), columns=_BUCKET)
 
 
 def _set(arguments: argparse.Namespace, context: Context) -> Coroutine[Any, Any, Output]:

@@ -102,6 +102,13 @@ def bucket_owner(address: str) -> int:
     return _V4_OWNERS | int(found) if found.version == 4 else int(found) >> 64
 
 
+def owner_text(owner: int) -> str:
+    """What `bucket_owner` made a number of, for people: an IPv4 address, or an IPv6 network of 64 bits."""
+    if owner >> 32 == _V4_OWNERS >> 32:
+        return str(ipaddress.IPv4Address(owner & 0xFFFF_FFFF))
+    return str(ipaddress.IPv6Network((owner << 64, 64)))
+
+
 # --- chains, from the right -------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ class _Rate:
     __slots__ = ("burst", "interval_ns", "size", "whose")
 
     def __init__(self, limit: RateLimit, whose: str) -> None:
-        self.interval_ns: Final = -(-_MINUTE_NS // limit.rpm)
+        self.interval_ns: Final = _interval_ns(limit)
         self.burst: Final = limit.burst
         self.size: Final[Header] = (b"x-ratelimit-limit-requests", b"%d" % limit.burst)
         self.whose: Final = whose
@@ -57,6 +57,18 @@ class _Rate:
         message = f"too many requests: the limit {self.whose} is reached; try again in {wait} s"
         headers = (*self.headers(taken), (b"retry-after", b"%d" % wait))
         raise RequestError(ErrorKind.RATE_LIMIT_EXCEEDED, message, headers=headers)
+
+
+def _interval_ns(limit: RateLimit) -> int:
+    return -(-_MINUTE_NS // limit.rpm)
+
+
+def state(limit: RateLimit, full_at_ns: int, now_ns: int) -> tuple[int, float]:
+    """What is left at `now_ns` in a bucket that will be full at `full_at_ns` (both of the monotonic clock): whole
+    tokens, and the seconds until it is full."""
+    interval = _interval_ns(limit)
+    owed = min(max(0, full_at_ns - now_ns), interval * limit.burst)
+    return limit.burst + -owed // interval, owed / _SECOND_NS
 
 
 def _seconds(nanoseconds: int) -> int:

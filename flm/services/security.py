@@ -1,4 +1,5 @@
-"""`SecurityService`: API keys, made, listed, replaced and revoked; the policy, shown and replaced.
+"""`SecurityService`: API keys, made, listed, replaced and revoked; the policy, shown and replaced; what is left of
+its limits.
 
 Strategy: a key's secret exists in the answer to `create_key` or `rotate_key` and nowhere else; what is stored is its
 salted hash under the folder's pepper. A key, its replacement, a revocation or a policy is in force in a running proxy
@@ -23,6 +24,7 @@ from flm.policy.scopes import DEFAULT_SCOPES
 from flm.services import lifetimes
 from flm.services.grants import checked_engines, checked_label, checked_models, checked_scopes
 from flm.services.notice import put_in_force
+from flm.services.rates import Bucket, buckets_of
 from flm.services.times import rfc3339
 from flm.store import keys as rows
 from flm.store import policy as policy_rows
@@ -176,6 +178,10 @@ class SecurityService:
             await policy_rows.put(transaction, msgspec.json.encode(shown), int(self._now()))
         await put_in_force(self._folder)
         return shown
+
+    async def rate_limits(self) -> list[Bucket]:
+        """The buckets of the policy's limits as they stand, whether a proxy runs or not: see `rates.buckets_of`."""
+        return await buckets_of(self._folder)
 
     async def _create(self, grant: Grant, *, only_first: bool) -> CreatedKey | None:
         async with await open_security(self._folder) as database, database.transaction() as transaction:

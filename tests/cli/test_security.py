@@ -98,3 +98,14 @@ def test_as_text(flm: Flm) -> None:
     said = flm("security", "policy", "show", "--format", "text").out
     assert "127.0.0.1, 192.168.0.0/16" in said
     assert "rpm=60, burst=10" in said
+
+
+def test_what_is_left_of_the_limits(flm: Flm) -> None:
+    assert flm("security", "rate-limits", "list").data == []
+    key = flm("api-keys", "create", "--label", "one").data["id"]
+    flm("security", "policy", "set", "--json", '{"rate_limit":{"rpm":60,"burst":5}}')
+    row = {"kind": "key", "subject": key, "limit_rpm": 60, "burst": 5, "remaining": 5, "resets_in_seconds": 0.0}
+    assert flm("security", "rate-limits", "list").data == [row]
+    assert flm("security", "rate-limits", "list", "--format", "text").out.split()[-6:] == [
+        "key", key, "60", "5", "5", "0",
+    ]  # fmt: skip

@@ -21,6 +21,7 @@ SLOW_FIRST_BYTE_SECONDS = 0.2
 ODD_MODEL = "library/demo-think:q4_0"
 """A name with both of the characters that ids must carry; by it every dialect's engine chats, and thinks if asked."""
 EMBED_MODEL = "demo-embed:latest"
+POLICY = '{"auth_failure_limit":{"rpm":0}}'  # wrong keys are tried on purpose, quickly
 KINDS = sorted(set(DIALECTS) & set(DEMOS))
 
 
@@ -63,6 +64,7 @@ def flm(engines: dict[str, Demo], tmp_path_factory: pytest.TempPathFactory) -> I
         if kind == name:
             patience = ("--first-byte-timeout", str(SLOW_FIRST_BYTE_SECONDS))
             installation.run("engines", "add", "--id", f"{kind}-slow", "--kind", kind, "--url", engine.url, *patience)
+    installation.run("security", "policy", "set", "--json", POLICY)
     installation.start()
     yield installation
     installation.stop()

@@ -6,12 +6,13 @@ How often a request reaches the engine is counted there. One list of cases, both
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clients.conftest import ODD_MODEL, Target
+from tests.clients.conftest import ODD_MODEL, POLICY, Target
 from tests.clients.drivers import Client, Problem, Server, ask, succeed
 from tests.clients.test_answers import messages
 from tests.real.installation import Installation
@@ -103,6 +104,32 @@ def test_a_wrong_key(client: Client, target: Target) -> None:
             assert error is not None
             check(error, "AuthenticationError", 401, "invalid_api_key")
     assert target.asked() == []
+
+
+@pytest.fixture
+def limited(flm: Installation) -> Iterator[Callable[[str], None]]:
+    """Sets the rate limit of each key, for one test; the bucket of the tests' key then is as full as it may be."""
+
+    def limit(rate: str) -> None:
+        flm.run("security", "policy", "set", "--json", f'{{"rate_limit":{rate},"auth_failure_limit":{{"rpm":0}}}}')
+
+    yield limit
+    flm.run("security", "policy", "set", "--json", POLICY)
+
+
+@pytest.mark.parametrize("op", ["chat", "stream"])
+def test_too_many_requests(client: Client, flm: Installation, limited: Callable[[str], None], op: str) -> None:
+    limited('{"rpm":1,"burst":1}')
+    made = flm.run("api-keys", "create", "--label", "limited")
+    server = Server(f"http://127.0.0.1:{flm.port}/v1", made["key"])
+    args = {"model": f"flm://openai/{ODD_MODEL}", "messages": messages()}
+    succeed(client, server, op, args)
+    error = ask(client, server, op, args).error
+    assert error is not None
+    check(error, "RateLimitError", 429, "rate_limit_exceeded")
+    limited('{"rpm":60,"burst":1}')  # a token each second: `retry-after` says so, and the client waits for it
+    assert ask(client, server, op, args, retries=2).error is None
+    flm.run("api-keys", "revoke", made["id"])
 
 
 def test_a_page_of_another_site(client: Client, target: Target) -> None:

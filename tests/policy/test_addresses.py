@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flm._native import ADDRESS_BUCKETS, Buckets
-from flm.policy.addresses import Networks, bucket_owner, client_address
+from flm.policy.addresses import Networks, bucket_owner, client_address, owner_text
 from flm.policy.document import AddressHeader
 
 PROXIES = Networks(["10.0.0.0/8", "2001:db8:ffff::/48"])
@@ -189,6 +189,21 @@ def test_who_shares_a_bucket(one: str, other: str, same: bool) -> None:
 def test_the_numbers_of_owners() -> None:
     assert bucket_owner("192.0.2.1") == 0x0000FFFF_C0000201
     assert bucket_owner("2001:db8:1:2:3::") == 0x20010DB8_00010002
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3::", "2001:db8:1:2::/64"),
+        ("::1", "::/64"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "ffff:ffff:ffff:ffff::/64"),
+    ],
+)
+def test_owners_for_people(address: str, text: str) -> None:
+    assert owner_text(bucket_owner(address)) == text
 
 
 @given(addresses)

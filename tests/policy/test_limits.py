@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from flm._native import Buckets
 from flm.errors import ErrorKind, Header, RequestError
 from flm.policy.document import Policy, RateLimit
-from flm.policy.limits import Grant, Limits
+from flm.policy.limits import Grant, Limits, state
 
 SECOND = 1_000_000_000
 NOW = 1_000 * SECOND
@@ -177,3 +177,22 @@ def test_a_grant_is_what_three_separate_buckets_say(
         assert granted is expected
         if granted:
             full |= {bucket: after for bucket, (after, _) in wanted.items()}
+
+
+@given(st.integers(1, 600), st.integers(1, 5), st.lists(st.integers(0, 2 * SECOND), max_size=12))
+def test_the_state_of_a_bucket_is_what_its_last_grant_said(
+    tmp_path_factory: pytest.TempPathFactory, rpm: int, burst: int, pauses: list[int]
+) -> None:
+    buckets = new_buckets(tmp_path_factory.mktemp("buckets") / "one")
+    limit, now = RateLimit(rpm, burst), NOW
+    interval = -(-60 * SECOND // rpm)
+    assert state(limit, 0, now) == (burst, 0.0)
+    for pause in pauses:
+        now += pause
+        _, remaining, full_in, _ = buckets.take_key(0, interval, burst, now)
+        live = {slot: full_at for _, slot, full_at in buckets.live(now, 10)}
+        assert state(limit, live.get(0, 0), now) == (remaining, full_in / SECOND)
+
+
+def test_a_bucket_of_a_larger_limit_is_empty_under_a_smaller_one() -> None:
+    assert state(RateLimit(60, 2), NOW + 50 * SECOND, NOW) == (0, 2.0)
