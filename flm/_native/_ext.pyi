@@ -153,6 +153,9 @@ class Keyring:
     def remove(self, key_id: str) -> bool:
         """Take a key out of the table: True if it was there. Errors as for `upsert`."""
 
+    def holds(self, key_id: str) -> bool:
+        """Whether the table has this key and it is not revoked; expired or not. ValueError for what is no id."""
+
     def ids(self) -> list[str]:
         """Ids of all keys in the table, revoked and expired ones too, in no order. Walks the whole table."""
 

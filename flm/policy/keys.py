@@ -28,6 +28,9 @@ class Keyring(Protocol):
     def verify(self, presented: bytes, now_ms: int, /) -> tuple[str, int, int] | None:
         """(key id, slot, scopes) of a key valid at `now_ms` (Unix milliseconds); None for every other cause."""
 
+    def holds(self, key_id: str, /) -> bool:
+        """Whether this key is there and not revoked."""
+
 
 class Principal(msgspec.Struct, frozen=True):
     """The key a request came with: its id, the slot by which shared memory knows it, what it may do (bits of

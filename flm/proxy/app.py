@@ -181,12 +181,9 @@ class App:
 
     def end_revoked(self) -> None:
         """End every running request whose key is no longer in the keyring, and no other: for when one was revoked."""
-        keyed = [exchange for exchange in self._running if exchange.record.api_key_id is not None]
-        if not keyed:
-            return
-        living = frozenset(self._context.keyring.ids())
-        for exchange in keyed:
-            if exchange.record.api_key_id not in living:
+        for exchange in tuple(self._running):
+            key_id = exchange.record.api_key_id
+            if key_id is not None and not self._context.keyring.holds(key_id):
                 exchange.interrupt(RequestError(ErrorKind.INVALID_API_KEY, _REVOKED))
 
     async def aclose(self) -> None:

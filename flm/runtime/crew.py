@@ -119,6 +119,7 @@ class Watcher(Protocol):
     def worker_died(self, member: Member, how: str) -> None: ...
     def worker_leaves(self, member: Member) -> None: ...
     def engine_failed(self, engine_id: str, message: str) -> None: ...
+    def keys_used(self, key_ids: Sequence[str]) -> None: ...
 
 
 class Crew:
@@ -247,6 +248,8 @@ class Crew:
                 self._watcher.worker_leaves(member)
             elif word.event == "engine-failed":
                 self._watcher.engine_failed(word.engine, word.message)
+            elif word.event == "keys-used":
+                self._watcher.keys_used(word.keys)
 
 
 def describe(code: int) -> str:

@@ -38,7 +38,8 @@ class Generations:
     """The workers of one supervisor, and the sockets they serve.
 
     `listening`: one socket per slot; owned here. `new_log_pipe` gives the writing end of a pipe that is drained.
-    `engine_failed` is told the id of an engine that failed a worker's request, and what happened.
+    `engine_failed` is told the id of an engine that failed a worker's request, and what happened; `keys_used` the ids
+    of keys that requests came with.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Generations:
         new_log_pipe: Callable[[], int],
         worker_module: str,
         engine_failed: Callable[[str, str], None],
+        keys_used: Callable[[Sequence[str]], None],
     ) -> None:
         self.listening = listening
         self.memory = memory
@@ -61,6 +63,7 @@ class Generations:
         self._pepper = pepper
         self._new_log_pipe = new_log_pipe
         self._engine_failed = engine_failed
+        self._keys_used = keys_used
         self._settings = Settings()
         self._changing = asyncio.Lock()
         self._deaths: dict[int, list[float]] = {}
@@ -176,6 +179,10 @@ class Generations:
     def engine_failed(self, engine_id: str, message: str) -> None:
         """A worker says that a request failed by its engine's fault."""
         self._engine_failed(engine_id, message)
+
+    def keys_used(self, key_ids: Sequence[str]) -> None:
+        """A worker's requests came with these keys."""
+        self._keys_used(key_ids)
 
     async def _start(self, slots: range, generation: int) -> list[Member]:
         """Workers for these slots, all serving. Raises StartError, OSError, CommandError; then none is left."""

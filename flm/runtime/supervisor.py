@@ -24,12 +24,13 @@ from typing import Any, Final, NoReturn
 from flm import __version__
 from flm.config import Settings
 from flm.errors import CommandCode, CommandError
-from flm.runtime import control, instance, preflight, sockets, succession
+from flm.runtime import control, crash, instance, preflight, sockets, succession
 from flm.runtime.boot import SupervisorBoot, SupervisorState
 from flm.runtime.control import ControlServer, Request
 from flm.runtime.generations import Generations
 from flm.runtime.handle import Handle
 from flm.runtime.journal import Journal, prepare_folder
+from flm.runtime.lastuse import LastUses
 from flm.runtime.logfile import RotatedFile, Sink, Terminal
 from flm.runtime.loglines import timestamp
 from flm.runtime.memory import Memory, wait_for_orphans
@@ -54,6 +55,7 @@ class Supervisor:
         self._id = resumed.instance_id if resumed else os.urandom(16).hex()
         self._started_at = resumed.started_at if resumed else timestamp(time.time())
         self._publisher = Publisher(self._folder, boot.flags, self._id)
+        self._last_uses = LastUses(self._folder)
         self._journal = Journal(Terminal())
         self._memory: Memory
         self._upkeep: Upkeep
@@ -73,6 +75,8 @@ class Supervisor:
         Raises CommandError if it cannot start; then nothing is left behind either.
         """
         loop = asyncio.get_running_loop()
+        crash.prepare()
+        crash.watch(loop)
         self._stop_seconds = loop.create_future()
         try:
             if self._resumed is None:
@@ -183,6 +187,7 @@ class Supervisor:
             self._journal.pipe,
             self._boot.worker_module,
             self._upkeep.engine_failed,
+            self._last_uses.note,
         )
         self._publisher.on_revocation = generations.end_revoked
         return generations
@@ -217,7 +222,12 @@ class Supervisor:
     def _begin_background(self) -> None:
         self._control = ControlServer(self._control_socket, self._answer)
         self._control.start()
-        watches = (self._watch_workers(), self._upkeep.watch_databases(), self._upkeep.watch_engines())
+        watches = (
+            self._watch_workers(),
+            self._upkeep.watch_databases(),
+            self._upkeep.watch_engines(),
+            self._last_uses.write_on(),
+        )
         self._tasks = [asyncio.create_task(watch) for watch in watches]
 
     async def _end_background(self) -> None:
@@ -227,6 +237,7 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        await self._last_uses.write_last()
 
     async def _watch_workers(self) -> None:
         while True:

@@ -14,7 +14,6 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -29,12 +28,12 @@ import uvloop
 
 from flm._native import LOG_DROPPED, Buckets, Keyring, Shared
 from flm.errors import ErrorKind, RequestError
-from flm.runtime import stragglers
+from flm.runtime import crash, stragglers
 from flm.runtime.boot import Order, Word, WorkerBoot, take_over, unpack
 from flm.runtime.listener import App, Listener, NotServingError, cut
 from flm.runtime.loglines import Batch, LogLines, install
 from flm.runtime.memory import name_of_boot
-from flm.runtime.reports import FailureReports
+from flm.runtime.reports import USE_SECONDS, FailureReports, UsedKeys
 
 BEAT_SECONDS: Final = 0.5  # how often a worker says that it lives
 READY_SECONDS: Final = 30.0  # until the accept loop has answered; a loaded machine needs one
@@ -68,6 +67,7 @@ class Services(msgspec.Struct, frozen=True):
     cell: int
     log: Callable[[bytes], None]
     engine_failed: Callable[[str, str], None]
+    key_used: Callable[[str], None]
 
 
 CreateApp = Callable[[Services], ServedApp]
@@ -78,13 +78,20 @@ class Worker:
     """Serves until it is told to go."""
 
     def __init__(
-        self, boot: WorkerBoot, app: ServedApp, shared: Shared, control: socket.socket, voice: socket.socket
+        self,
+        boot: WorkerBoot,
+        app: ServedApp,
+        shared: Shared,
+        control: socket.socket,
+        voice: socket.socket,
+        used_keys: UsedKeys,
     ) -> None:
         self._boot = boot
         self._app = app
         self._shared = shared
         self._control = control
         self._voice = voice
+        self._used_keys = used_keys
         self._going: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
         self._listeners = [
@@ -97,6 +104,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._say, Word("leaving"))
         beating = loop.create_task(self._beat())
+        reporting = loop.create_task(self._report_keys())
         listening = loop.create_task(self._listen_to_supervisor())
         try:
             for listener in self._listeners:
@@ -105,9 +113,11 @@ class Worker:
             self._say(Word("ready"))
             await self._gone.wait()
         finally:
-            beating.cancel()
-            listening.cancel()
-            await asyncio.gather(beating, listening, return_exceptions=True)
+            tasks = (beating, reporting, listening)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._used_keys.tell()
 
     def orphaned(self) -> None:
         """The supervisor is gone: nobody replaces this worker, and nobody may meet its socket any more."""
@@ -118,6 +128,11 @@ class Worker:
         while True:
             self._shared.beat(self._boot.cell, time.monotonic_ns() // 1_000_000)
             await asyncio.sleep(BEAT_SECONDS)
+
+    async def _report_keys(self) -> None:
+        while True:
+            await asyncio.sleep(USE_SECONDS)
+            self._used_keys.tell()
 
     async def _listen_to_supervisor(self) -> None:
         reader, writer = await asyncio.open_connection(sock=self._control, limit=_LINE_BYTES)
@@ -192,10 +207,11 @@ def run(boot: WorkerBoot, create_app: CreateApp) -> None:
         with open(boot.pepper, "rb") as file:
             keyring = Keyring.attach(boot.keyring_fd, file.read())
         reports = FailureReports(lambda word: _say(voice, word))
+        used_keys = UsedKeys(lambda word: _say(voice, word))
         buckets = Buckets.attach(boot.buckets_fd, name_of_boot())
-        app = create_app(Services(shared, keyring, buckets, boot.cell, requests.write, reports))
+        app = create_app(Services(shared, keyring, buckets, boot.cell, requests.write, reports, used_keys))
         _calm_collector()
-        uvloop.run(_serve(boot, app, shared, control, voice))
+        uvloop.run(_serve(boot, app, shared, control, voice, used_keys))
     except Exception as error:
         log.exception("the worker cannot go on")
         _say_failed(voice, error)
@@ -216,12 +232,18 @@ def _calm_collector() -> None:
 
 
 async def _serve(
-    boot: WorkerBoot, app: ServedApp, shared: Shared, control: socket.socket, voice: socket.socket
+    boot: WorkerBoot,
+    app: ServedApp,
+    shared: Shared,
+    control: socket.socket,
+    voice: socket.socket,
+    used_keys: UsedKeys,
 ) -> None:
-    worker = Worker(boot, app, shared, control, voice)
+    worker = Worker(boot, app, shared, control, voice, used_keys)
     with socket.socket(fileno=os.dup(boot.listening_fds[0])) as listening:
         stragglers.watch(listening.getsockname()[1], boot.min_bytes_per_second, cut)
     loop = asyncio.get_running_loop()
+    crash.watch(loop)
     threading.Thread(
         target=_watch_supervisor, args=(boot.life_fd, loop, worker.orphaned), name="life", daemon=True
     ).start()
@@ -271,6 +293,7 @@ def _create_app(services: Services) -> ServedApp:
             log=services.log,
             cut=cut_connection,
             engine_failed=services.engine_failed,
+            key_used=services.key_used,
         )
     )
 
@@ -282,7 +305,7 @@ def begin(arguments: Sequence[str], create_app: CreateApp, warm_up: Callable[[],
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys and prompts
+    crash.prepare()
     if arguments[0] != "--warm":
         run(unpack(int(arguments[0]), WorkerBoot), create_app)
         return

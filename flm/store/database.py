@@ -78,6 +78,11 @@ class Transaction:
         await cursor.close()
         return changed
 
+    async def change_each(self, sql: str, parameters: Sequence[Parameters]) -> None:
+        """Run one INSERT, UPDATE or DELETE for each of many parameters."""
+        cursor = await self._connection.executemany(sql, parameters)
+        await cursor.close()
+
 
 class Database:
     """An open database. `async with` closes it; so does `close`, once."""

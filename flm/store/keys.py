@@ -86,10 +86,10 @@ async def replace(transaction: Transaction, key_id: str, successor: str, expires
 
 async def used(transaction: Transaction, last: Mapping[str, int]) -> None:
     """Note when keys were last used, by id. No change of the keys: `generation` stays."""
-    for key_id, at in last.items():
-        await transaction.change(
-            "UPDATE api_keys SET last_used_at = ? WHERE id = ? AND coalesce(last_used_at, 0) < ?", (at, key_id, at)
-        )
+    await transaction.change_each(
+        "UPDATE api_keys SET last_used_at = ? WHERE id = ? AND coalesce(last_used_at, 0) < ?",
+        [(at, key_id, at) for key_id, at in last.items()],
+    )
 
 
 def _key(row: Row) -> StoredKey:

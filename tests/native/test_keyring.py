@@ -89,6 +89,21 @@ def test_ids_and_length_count_revoked_keys_too(new_file: NewFile) -> None:
     assert len(writer) == len(reader) == 16
 
 
+def test_what_it_holds_is_there_and_not_revoked_expired_or_not(new_file: NewFile) -> None:
+    writer, reader = pair(new_file())
+    good, revoked, expired, unknown = (issue() for _ in range(4))
+    good.upsert(writer)
+    revoked.upsert(writer, revoked=True)
+    expired.upsert(writer, expires_at_ms=1)
+    assert [ring.holds(key.id) for ring in (writer, reader) for key in (good, revoked, expired, unknown)] == [
+        True, False, True, False
+    ] * 2  # fmt: skip
+    writer.remove(good.id)
+    assert not reader.holds(good.id)
+    with pytest.raises(ValueError, match="has 12"):
+        reader.holds("short")
+
+
 def test_a_full_keyring_says_so_and_still_changes(new_file: NewFile) -> None:
     writer, reader = pair(new_file(), capacity=2)
     first, second, third = issue(), issue(), issue()

@@ -1,4 +1,4 @@
-"""What a worker tells of failing engines: little enough, never blocking, and whole or not at all."""
+"""What a worker tells of failing engines and used keys: little enough, never blocking, and whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from flm.runtime.boot import Word, WorkerState
 from flm.runtime.crew import Member
-from flm.runtime.reports import MAX_ENGINES, MAX_TEXT, REPORT_SECONDS, FailureReports
+from flm.runtime.reports import MAX_ENGINES, MAX_KEYS, MAX_TEXT, REPORT_SECONDS, FailureReports, UsedKeys
 from flm.runtime.worker import _say
 
 
@@ -66,3 +66,28 @@ def test_a_supervisor_that_does_not_listen_blocks_nobody_and_hears_whole_words_a
         theirs.close()
 
     asyncio.run(main())
+
+
+def test_used_keys_are_told_once_each_and_again_when_used_again() -> None:
+    said: list[Word] = []
+    used = UsedKeys(said.append)
+    for _ in range(1000):
+        used("b")
+        used("a")
+    assert said == []
+    used.tell()
+    used.tell()
+    assert said == [Word("keys-used", keys=("a", "b"))]
+    used("a")
+    used.tell()
+    assert said[1:] == [Word("keys-used", keys=("a",))]
+
+
+def test_many_used_keys_are_told_in_short_words_and_never_pile_up() -> None:
+    said: list[Word] = []
+    used = UsedKeys(said.append)
+    for number in range(MAX_KEYS):
+        used(f"{number:012}")
+    assert used._used == set(), "told without waiting for the time"
+    assert sorted(key for word in said for key in word.keys) == [f"{number:012}" for number in range(MAX_KEYS)]
+    assert all(len(msgspec.json.encode(word)) < 4096 for word in said)

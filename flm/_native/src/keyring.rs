@@ -192,6 +192,11 @@ impl Keyring {
         (words[0] != EMPTY).then(|| unpack(&words))
     }
 
+    /// Whether the table has this key and it is not revoked.
+    pub fn holds(&self, id: &Id) -> bool {
+        self.record(id).is_some_and(|record| !record.revoked)
+    }
+
     /// The words of a key's record; of an empty entry if it is not there.
     fn look_up(&self, id: &Id) -> [u64; RECORD_WORDS] {
         let (low, high) = split(id);

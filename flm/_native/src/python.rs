@@ -116,6 +116,10 @@ impl Keyring {
         Ok(self.0.remove(&keyformat::parse_id(key_id)?)?)
     }
 
+    fn holds(&self, key_id: &str) -> PyResult<bool> {
+        Ok(self.0.holds(&keyformat::parse_id(key_id)?))
+    }
+
     fn ids(&self) -> Vec<String> {
         self.0
             .ids()
