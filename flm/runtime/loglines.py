@@ -18,6 +18,8 @@ from typing import Final
 
 import msgspec
 
+from flm.runtime.crash import describe
+
 LONGEST_LINE: Final = 16_384  # a line longer than this says nothing more; the pipe holds 65,536 bytes
 GATHER_SECONDS: Final = 0.02
 GATHER_BYTES: Final = 32_768  # half of what the pipe holds
@@ -131,7 +133,7 @@ def render(record: logging.LogRecord, process: str) -> bytes:
     """A record as one line of JSON."""
     error = None
     if record.exc_info and record.exc_info[1] is not None:
-        error = logging.Formatter().formatException(record.exc_info)
+        error = describe(record.exc_info[1])
     level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
     return _encoder.encode(_Line(timestamp(record.created), level, process, record.name, record.getMessage(), error))
 

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -257,7 +258,7 @@ def test_records_are_json_lines() -> None:
         "flm.x",
         "what happened",
     )
-    assert "ValueError: why" in line["error"]
+    assert re.fullmatch(r"ValueError\n  .*test_log\.py:\d+ in test_records_are_json_lines", line["error"])
     assert timestamp(0.5) == "1970-01-01T00:00:00.500Z"
 
 
