@@ -50,6 +50,10 @@ def _seconds(meaning: str, low: float = 0.1, high: float = _DAY) -> msgspec.Meta
     return msgspec.Meta(ge=low, le=high, description=meaning)
 
 
+def _days(meaning: str) -> msgspec.Meta:
+    return msgspec.Meta(ge=0.001, le=36_500, description=meaning)
+
+
 def _means(meaning: str) -> msgspec.Meta:
     return msgspec.Meta(description=meaning)
 
@@ -97,6 +101,10 @@ class Settings(msgspec.Struct, frozen=True):
     routing_plain_names: Annotated[bool, _means("accept a plain name that one engine has")] = True
     passthrough_open_routes: Annotated[str, _listed("closed routes to open", _OPENING, "ENGINE:METHOD /path")] = ""
     security_revoke_ends_streams: Annotated[bool, _means("end the running requests of a revoked key")] = True
+    audit_retention_days: Annotated[float, _days("how long rows of the audit log are kept")] = 30
+    audit_max_bytes: Annotated[int, _count("size of audit.db above which its oldest rows go", 65_536, 1 << 40)] = (
+        1 << 28
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _means("least severe line logged")] = "info"
     log_file: Annotated[str, _means("log of a background proxy, relative to the data folder")] = "logs/flm.log"
     log_max_bytes: Annotated[int, _count("size at which the log file is rotated", 4096, 1_073_741_824)] = 10_485_760

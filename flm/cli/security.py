@@ -7,7 +7,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from flm.cli import backup
+from flm.cli import audit, backup
 from flm.cli.command import Context, Noun, Output, UsageError
 
 _LONGEST_DOCUMENT = 1_048_576  # more than is taken, so that it is the service that refuses what is too large
@@ -23,6 +23,7 @@ def register(noun: Noun) -> None:
     limits = noun.group("rate-limits", "how much is left of the policy's limits")
     limits.verb("list", _rate_limits, "each bucket of a limit, full ones of addresses left out")
     backup.add_verbs(noun)
+    audit.add_verbs(noun)
 
 
 async def _show(_arguments: argparse.Namespace, context: Context) -> Output:

@@ -27,6 +27,7 @@ from flm.policy import scopes
 from flm.policy.keys import Keyring, Principal, authenticate
 from flm.policy.paths import PREFIX as ENGINE_PREFIX
 from flm.proxy import head as heads
+from flm.proxy.audit import Auditor
 from flm.proxy.body import drain, is_drainable
 from flm.proxy.exchange import ClientGoneError, ClientTooSlowError, Exchange, Receive, Scope, Send
 from flm.proxy.head import Head
@@ -79,9 +80,10 @@ class WorkerContext(msgspec.Struct, kw_only=True):
     """What the composition root hands to the data path of one worker.
 
     `buckets`: charged by all workers. `slot`: the worker's own in shared memory. `log`: takes one JSON line, never
-    blocks. `cut`: closes the connection of a client, given as (address, port), that cannot be got rid of in another
-    way. `engine_failed`: is told the id of an engine that failed a request by its own fault, and what happened.
-    `key_used`: is told the id of each valid key.
+    blocks. `audit`: takes the row of a finished request to where this process's death does not reach it, never blocks.
+    `cut`: closes the connection of a client, given as (address, port), that cannot be got rid of in another way.
+    `engine_failed`: is told the id of an engine that failed a request by its own fault, and what happened. `key_used`:
+    is told the id of each valid key.
     """
 
     shared: SharedMemory
@@ -89,6 +91,7 @@ class WorkerContext(msgspec.Struct, kw_only=True):
     buckets: Buckets
     slot: int
     log: Callable[[bytes], None]
+    audit: Callable[[bytes], object]
     cut: Callable[[tuple[str, str]], None] = _leave_open
     engine_failed: EngineFailed = _keep_quiet
     key_used: Callable[[str], None] = _forget
@@ -158,6 +161,7 @@ class App:
         self._context = context
         self._opener: OpenPool = partial(open_pool, engine_failed=context.engine_failed)
         self._recorder = Recorder(context.log, context.shared, context.slot)
+        self._auditor = Auditor(context.audit)
         self._current: View | None = None
         self._running: set[Exchange] = set()
         self._closing_pools: set[asyncio.Task[None]] = set()
@@ -197,6 +201,7 @@ class App:
             return
         exchange = _exchange(scope, receive, send)
         exchange.closing = self._draining
+        exchange.auditor = self._auditor
         self._running.add(exchange)
         self._recorder.begin()
         responder = Responder(exchange, without_body=scope["method"] == "HEAD")
@@ -208,7 +213,7 @@ class App:
         finally:
             exchange.end()
             self._running.discard(exchange)
-            exchange.record.latency_ms = exchange.elapsed_ms()
+            exchange.settle()
             self._recorder.end(exchange.record)
 
     async def _serve(self, exchange: Exchange, responder: Responder) -> None:

@@ -6,7 +6,7 @@ reason counts.
 
 Does not know routes, engines or what is answered. `head` is None until it has been read; `body_begun` and
 `body_unread` say how far its body is; `closing`: the answer ends the connection; `answered`: its last byte has been
-handed to the server; `record` is filled by each room for the one log line.
+handed to the server; `record` is filled by each room for the one log line and the one row of the audit log.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from flm.policy.restrictions import Restriction
+from flm.proxy.audit import Auditor
 from flm.proxy.head import Head
 from flm.proxy.recorder import Record
 from flm.proxy.watchdog import Watchdog
@@ -47,10 +48,13 @@ class Exchange:
     __slots__ = (
         "_interruption",
         "_over",
+        "_row",
+        "_row_error",
         "_started",
         "_task",
         "_watch_timer",
         "answered",
+        "auditor",
         "body_begun",
         "body_unread",
         "closing",
@@ -77,6 +81,9 @@ class Exchange:
         self.body_begun = False
         self.closing = False
         self.answered = False
+        self.auditor: Auditor | None = None
+        self._row = 0
+        self._row_error: str | None = None
         self._started = time.perf_counter()
         self.loop = asyncio.get_running_loop()
         self.watchdog = Watchdog(self.loop, self.interrupt)
@@ -93,6 +100,21 @@ class Exchange:
     def elapsed_ms(self) -> float:
         """Milliseconds since the request began."""
         return round((time.perf_counter() - self._started) * 1000, 2)
+
+    def audit(self, last: int) -> None:
+        """Before the last bytes of the answer, `last` of them, are handed to the server: write its row, unless it is
+        written."""
+        if self.auditor is not None and not self._row:
+            self._row_error = self.record.error_type
+            self._row = self.auditor.write(self.record, self.elapsed_ms(), last)
+
+    def settle(self) -> None:
+        """The request is over: write its row if that is still to be done, or if something else became of it."""
+        record = self.record
+        record.latency_ms = self.elapsed_ms()
+        if self.auditor is not None and (not self._row or record.error_type != self._row_error):
+            self._row = self.auditor.write(record, record.latency_ms, serial=self._row)
+            self._row_error = record.error_type
 
     def interrupt(self, reason: Exception) -> None:
         """Break the request off: `reason` is raised where its task waits. Nothing happens once it is over."""

@@ -111,7 +111,7 @@ async def _stream(
             await silence.stop()
             await responder.begin_stream(headers)
             while piece:
-                await responder.write(piece)
+                await responder.write(piece, last=pieces.over)
                 piece = await pieces.next()
             await responder.end_stream()
             await _settle(response)
@@ -127,10 +127,15 @@ class _Pieces:
         self._translation = translation
         self._ended = False
 
+    @property
+    def over(self) -> bool:
+        """Whether `next` has returned everything."""
+        return self._ended or self._translation.complete
+
     async def next(self) -> bytes:
         """The next bytes for the client; b"" when everything it needs has been returned."""
         translation, response = self._translation, self._response
-        if self._ended or translation.complete:
+        if self.over:
             return b""
         while data := await response.read():
             if piece := translation.feed(data):

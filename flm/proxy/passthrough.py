@@ -38,6 +38,7 @@ from flm.upstream.pool import Response, Upload
 _SHOWN_ID: Final = 100  # characters of an engine's id that an error repeats
 _OWN_REFUSALS: Final = frozenset({401, 403, 407})  # FLM's credential for the engine was refused
 _BODILESS: Final = frozenset({204, 304})
+_LAST_EVENT: Final = b"data: [DONE]\n\n"  # clients of event streams often read no further
 _STOPS_UPLOAD: Final = (
     400  # from this status on an engine does not want the rest of a body (RFC 9110 §10.1.1, 9112 §9.3)
 )
@@ -189,15 +190,17 @@ async def _answer(target: Target, response: Response, responder: Responder) -> N
     length = response.headers.get(b"content-length")
     if length is not None and not bodiless:
         headers.append((b"content-length", length))
-    await responder.begin(response.status, headers)
+    left = int(length) if length is not None and length.isdigit() else -1  # bytes to the end, if that is known
+    await responder.begin(response.status, headers, last=bodiless or left == 0)
     if bodiless or responder.without_body:
         response.release()
         await responder.end_stream()
         return
     while data := await response.read():
         if piece := veil.feed(data):
-            await responder.write(piece)
+            left -= len(piece)
+            await responder.write(piece, last=left == 0 or piece.endswith(_LAST_EVENT))
     if rest := veil.finish():
-        await responder.write(rest)
+        await responder.write(rest, last=True)
     response.release()
     await responder.end_stream()

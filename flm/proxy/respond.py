@@ -94,17 +94,23 @@ class Responder:
             self._streaming = True
             await self._start(200, [*STREAM_HEADERS, *headers])
 
-    async def begin(self, status: int, headers: list[Header]) -> None:
-        """The head of an answer that FLM passes on as it is; it reaches the client before any piece of the body."""
+    async def begin(self, status: int, headers: list[Header], *, last: bool = False) -> None:
+        """The head of an answer that FLM passes on as it is; it reaches the client before any piece of the body.
+        `last`: it says that there is no body."""
         await self._start(status, [header for header in headers if header[0] not in _ALWAYS_NAMES])
+        if last:
+            self._exchange.audit(0)
         if not self.without_body:
             await self._frame(b"", more=True)  # the server holds back a head that no body follows
 
-    async def write(self, data: bytes) -> None:
-        """A piece of the stream that has begun. Returns when the server has taken it."""
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """A piece of the stream that has begun. Returns when the server has taken it. `last`: a client may take what it
+        has then for the whole answer."""
         record = self._exchange.record
         if record.ttft_ms is None:
             record.ttft_ms = self._exchange.elapsed_ms()
+        if last:
+            self._exchange.audit(len(data))
         await self._frames(data, more=True)
 
     async def comment(self) -> None:
@@ -153,6 +159,7 @@ class Responder:
     async def _frame(self, data: bytes, *, more: bool) -> None:
         exchange = self._exchange
         if not more:
+            exchange.audit(len(data))
             exchange.answered = True
         before = exchange.loop.time()
         exchange.watchdog.arm(before + self._settings.proxy_send_timeout_seconds, ClientTooSlowError)

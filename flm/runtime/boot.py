@@ -25,15 +25,16 @@ WORKER_MODULE: Final = "flm.runtime.worker"
 class WorkerBoot(msgspec.Struct, frozen=True):
     """What a worker is started with; every `*_fd` is a descriptor it inherits.
 
-    `listening_fds`: sockets to serve, usually one. `shared_fd`, `keyring_fd`, `buckets_fd`: mapped files. `cell`: its
-    slot in the shared memory. `control_fd`: its end of the socket pair. `life_fd`: reads end of file when the
-    supervisor is gone.
+    `listening_fds`: sockets to serve, usually one. `shared_fd`, `keyring_fd`, `buckets_fd`, `rings_fd`: mapped files.
+    `cell`: its slot in the shared memory. `control_fd`: its end of the socket pair. `life_fd`: reads end of file when
+    the supervisor is gone.
     """
 
     listening_fds: list[int]
     shared_fd: int
     keyring_fd: int
     buckets_fd: int
+    rings_fd: int
     control_fd: int
     life_fd: int
     log_fd: int
@@ -117,6 +118,7 @@ class SupervisorState(msgspec.Struct, frozen=True):
     shared_fd: int
     keyring_fd: int
     buckets_fd: int
+    rings_fd: int
     life_fds: tuple[int, int]
     control_fd: int
     log_fds: list[int]
@@ -148,7 +150,7 @@ _MOST_DESCRIPTORS: Final = 250  # the kernel passes 253 at once
 
 def hand_over(control: socket.socket, boot: WorkerBoot) -> None:
     """Send a worker that waits its document and its descriptors, all but the two it has. Raises OSError."""
-    descriptors = [*boot.listening_fds, boot.shared_fd, boot.keyring_fd, boot.buckets_fd, boot.life_fd]
+    descriptors = [*boot.listening_fds, boot.shared_fd, boot.keyring_fd, boot.buckets_fd, boot.rings_fd, boot.life_fd]
     socket.send_fds(control, [msgspec.json.encode(boot) + b"\n"], descriptors)
 
 
@@ -162,13 +164,14 @@ def take_over(control: socket.socket, log_fd: int) -> WorkerBoot | None:
         document += data
         descriptors += received
     boot = msgspec.json.decode(document, type=WorkerBoot)
-    *listening, shared, keyring, buckets, life = descriptors
+    *listening, shared, keyring, buckets, rings, life = descriptors
     return msgspec.structs.replace(
         boot,
         listening_fds=listening,
         shared_fd=shared,
         keyring_fd=keyring,
         buckets_fd=buckets,
+        rings_fd=rings,
         life_fd=life,
         control_fd=control.detach(),
         log_fd=log_fd,

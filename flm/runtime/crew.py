@@ -140,11 +140,15 @@ class Crew:
 
     def free_cell(self) -> int:
         """A place in shared memory that no living worker uses. Raises StartError if there is none."""
-        used = {member.cell for member in self.members}
+        used = set(self.cells())
         for cell in range(CELLS):
             if cell not in used:
                 return cell
         raise StartError(f"{CELLS} workers are alive already, most of them draining; wait for them or stop the proxy")
+
+    def cells(self) -> list[int]:
+        """The places in shared memory that living workers use."""
+        return [member.cell for member in self.members]
 
     def start(self, boot: WorkerBoot, control: socket.socket) -> Member:
         """Start a worker from its boot document; `control` is this end of its socket pair. Raises OSError."""
@@ -156,11 +160,12 @@ class Crew:
             boot.shared_fd,
             boot.keyring_fd,
             boot.buckets_fd,
+            boot.rings_fd,
             boot.control_fd,
             boot.life_fd,
             boot.log_fd,
         ]
-        self.memory.shared.beat(boot.cell, time.monotonic_ns() // 1_000_000)
+        self.memory.prepare(boot.cell)
         try:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-P", "-m", self._module, str(document)],
@@ -178,7 +183,7 @@ class Crew:
 
     def start_warm(self, boot: WorkerBoot, waiting: WarmWorker) -> Member:
         """Give a worker that waits its boot document. Raises OSError if it is gone."""
-        self.memory.shared.beat(boot.cell, time.monotonic_ns() // 1_000_000)
+        self.memory.prepare(boot.cell)
         hand_over(waiting.control, boot)
         return self._join(boot, waiting.pid, waiting.control, waiting.process)
 

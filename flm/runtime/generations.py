@@ -225,6 +225,7 @@ class Generations:
             shared_fd=self.memory.shared_fd,
             keyring_fd=self.memory.keyring_fd,
             buckets_fd=self.memory.buckets_fd,
+            rings_fd=self.memory.rings_fd,
             control_fd=control_fd,
             life_fd=self.life[0],
             log_fd=log_fd,

@@ -29,6 +29,14 @@ class EngineLine(msgspec.Struct, frozen=True):
     status: str
 
 
+class AuditLine(msgspec.Struct, frozen=True):
+    """How far back the audit log reaches (RFC 3339; None: it has no row), and how many rows never got there."""
+
+    since: str | None
+    rows_dropped: int
+    last_error: str | None
+
+
 class Handle(msgspec.Struct, frozen=True):
     """One running proxy. `uptime` is seconds, `started_at` RFC 3339, counts are since the workers' memory was made."""
 
@@ -57,6 +65,7 @@ class Handle(msgspec.Struct, frozen=True):
     acme_domain: str | None
     certificate: None
     last_error: str | None
+    audit: AuditLine | None = None
 
 
 def url_host(address: str) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from flm._native import Keyring, NativeError, generate_key, hash_secret
-from flm.config import Resolved, Value, resolve
+from flm.config import Resolved, Settings, Value, resolve
 from flm.errors import CommandCode, CommandError
 from flm.policy import scopes
 from flm.policy.document import Policy
@@ -78,6 +78,10 @@ class Publisher:
 
     async def key_count(self) -> int:
         return len(await key_rows.all_keys(self.databases()[1]))
+
+    def settings(self) -> Settings | None:
+        """The settings that were loaded last; None if none were."""
+        return self.resolved.settings if self.resolved.sources else None
 
     async def load_settings(self) -> Resolved:
         """The settings as they stand. Raises CONFIG_INVALID, DB_ERROR; what was loaded before stays."""

@@ -10,7 +10,7 @@ from flm import __version__
 from flm._native import ERRORS, IN_FLIGHT, LOG_DROPPED, REQUESTS
 from flm.config import Settings
 from flm.runtime.generations import Generations
-from flm.runtime.handle import EngineLine, Handle, endpoints, url_host
+from flm.runtime.handle import AuditLine, EngineLine, Handle, endpoints, url_host
 from flm.snapshot import Engine
 
 
@@ -24,6 +24,7 @@ def describe(
     generations: Generations,
     engines: tuple[Engine, ...],
     last_error: str | None,
+    audit: AuditLine,
     log_file: str | None,
 ) -> Handle:
     """The handle at this moment."""
@@ -54,6 +55,7 @@ def describe(
         acme_domain=None,
         certificate=None,
         last_error=last_error,
+        audit=audit,
     )
 
 

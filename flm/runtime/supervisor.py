@@ -25,6 +25,7 @@ from flm import __version__
 from flm.config import Settings
 from flm.errors import CommandCode, CommandError
 from flm.runtime import control, crash, instance, preflight, sockets, succession
+from flm.runtime.audit import AuditTrail
 from flm.runtime.boot import SupervisorBoot, SupervisorState
 from flm.runtime.control import ControlServer, Request
 from flm.runtime.generations import Generations
@@ -59,6 +60,7 @@ class Supervisor:
         self._journal = Journal(Terminal())
         self._memory: Memory
         self._upkeep: Upkeep
+        self._trail: AuditTrail
         self._generations: Generations
         self._control: ControlServer
         self._control_socket: socket.socket
@@ -106,6 +108,7 @@ class Supervisor:
             generations=self._generations,
             engines=self._publisher.engines,
             last_error=self._publisher.last_error,
+            audit=self._trail.line(),
             log_file=str(self._log_path(settings)) if self._boot.daemon else None,
         )
 
@@ -137,7 +140,7 @@ class Supervisor:
 
     async def _resume(self, state: SupervisorState) -> None:
         """Go on where the former image of this process left; its workers are serving all the while."""
-        adopted = Memory.adopt(state.shared_fd, state.keyring_fd, state.buckets_fd)
+        adopted = Memory.adopt(state.shared_fd, state.keyring_fd, state.buckets_fd, state.rings_fd)
         published = adopted.published() if adopted else None
         settings = published.settings if published else Settings()  # until the databases are open
         self._open_journal(settings).adopt(state.own_log_fds, state.log_fds, settings.log_level)
@@ -190,6 +193,7 @@ class Supervisor:
             self._last_uses.note,
         )
         self._publisher.on_revocation = generations.end_revoked
+        self._trail = AuditTrail(self._folder, self._memory.rings, self._publisher.settings, generations.crew.cells)
         return generations
 
     def _write_record(self, settings: Settings) -> None:
@@ -227,6 +231,7 @@ class Supervisor:
             self._upkeep.watch_databases(),
             self._upkeep.watch_engines(),
             self._last_uses.write_on(),
+            self._trail.run(),
         )
         self._tasks = [asyncio.create_task(watch) for watch in watches]
 
@@ -238,6 +243,8 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await self._last_uses.write_last()
+        if hasattr(self, "_trail"):
+            await self._trail.end()
 
     async def _watch_workers(self) -> None:
         while True:
@@ -258,6 +265,9 @@ class Supervisor:
             return self.handle()
         if request.op == "refresh":
             return {"epoch": await self._upkeep.refresh()}
+        if request.op == "store-audit":
+            await self._trail.drain()
+            return {"stored": True}
         if request.op == "chat-key":
             return {"key": await self._publisher.chat_key(self._memory)}
         if request.op == "stop":
@@ -352,6 +362,7 @@ class Supervisor:
             shared_fd=self._memory.shared_fd,
             keyring_fd=self._memory.keyring_fd,
             buckets_fd=self._memory.buckets_fd,
+            rings_fd=self._memory.rings_fd,
             life_fds=self._generations.life,
             control_fd=self._control_socket.fileno(),
             log_fds=self._journal.others(),

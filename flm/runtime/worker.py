@@ -20,13 +20,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, Protocol
 
 import msgspec
 import uvloop
 
-from flm._native import LOG_DROPPED, Buckets, Keyring, Shared
+from flm._native import LOG_DROPPED, Buckets, Keyring, Rings, Shared
 from flm.errors import ErrorKind, RequestError
 from flm.runtime import crash, stragglers
 from flm.runtime.boot import Order, Word, WorkerBoot, take_over, unpack
@@ -66,6 +67,7 @@ class Services(msgspec.Struct, frozen=True):
     buckets: Buckets
     cell: int
     log: Callable[[bytes], None]
+    audit: Callable[[bytes], bool]
     engine_failed: Callable[[str, str], None]
     key_used: Callable[[str], None]
 
@@ -209,7 +211,8 @@ def run(boot: WorkerBoot, create_app: CreateApp) -> None:
         reports = FailureReports(lambda word: _say(voice, word))
         used_keys = UsedKeys(lambda word: _say(voice, word))
         buckets = Buckets.attach(boot.buckets_fd, name_of_boot())
-        app = create_app(Services(shared, keyring, buckets, boot.cell, requests.write, reports, used_keys))
+        audit = partial(Rings.attach(boot.rings_fd).push, boot.cell)
+        app = create_app(Services(shared, keyring, buckets, boot.cell, requests.write, audit, reports, used_keys))
         _calm_collector()
         uvloop.run(_serve(boot, app, shared, control, voice, used_keys))
     except Exception as error:
@@ -291,6 +294,7 @@ def _create_app(services: Services) -> ServedApp:
             buckets=services.buckets,
             slot=services.cell,
             log=services.log,
+            audit=services.audit,
             cut=cut_connection,
             engine_failed=services.engine_failed,
             key_used=services.key_used,

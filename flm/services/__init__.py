@@ -1,6 +1,6 @@
 """What a person can do with FLM, as importable async calls: `ConfigService`, `SecurityService`, `EngineService`,
-`ModelService`, `ProxyService`, `ChatService`, `CheckService`, `BackupService`. The CLI only parses, calls these and
-prints.
+`ModelService`, `ProxyService`, `ChatService`, `CheckService`, `BackupService`, `AuditService`. The CLI only parses,
+calls these and prints.
 
     folder = locate_folder()
     key = await SecurityService(folder).create_key("laptop")
@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flm.services.audit import AuditService as AuditService
     from flm.services.backup import BackupService as BackupService
     from flm.services.chat import ChatService as ChatService
     from flm.services.check import CheckService as CheckService
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flm.store.folder import Folder as Folder
 
 _HOMES = {
+    "AuditService": "flm.services.audit",
     "BackupService": "flm.services.backup",
     "ChatService": "flm.services.chat",
     "CheckService": "flm.services.check",

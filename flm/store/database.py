@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
@@ -46,8 +46,12 @@ async def open_security(folder: Folder) -> Database:
 
 
 async def _open(folder: Folder, schema: Schema) -> Database:
-    path = opening.path_of(folder, schema)
-    connecting = asyncio.ensure_future(_connect(folder, schema))
+    return await open_by(lambda: opening.open_connection(folder, schema), opening.path_of(folder, schema))
+
+
+async def open_by(connect: Callable[[], sqlite3.Connection], path: Path) -> Database:
+    """The database at `path`, whose connection `connect` opens, in a thread. Raises what `connect` does."""
+    connecting = asyncio.ensure_future(_connect(connect))
     try:
         return Database(await asyncio.shield(connecting), path)
     except asyncio.CancelledError:  # the thread is opening it all the same: wait for it, and close it again
@@ -56,9 +60,9 @@ async def _open(folder: Folder, schema: Schema) -> Database:
         raise
 
 
-async def _connect(folder: Folder, schema: Schema) -> aiosqlite.Connection:
+async def _connect(connect: Callable[[], sqlite3.Connection]) -> aiosqlite.Connection:
     # Not by aiosqlite's own thread: after a connection that failed it would outlive the loop it reports to.
-    connection = await asyncio.to_thread(opening.open_connection, folder, schema)
+    connection = await asyncio.to_thread(connect)
     return await aiosqlite.Connection(lambda: connection, _CHUNK)
 
 

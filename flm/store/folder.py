@@ -46,8 +46,13 @@ class Folder(msgspec.Struct, frozen=True):
         return self.root / "pepper"
 
     @property
+    def audit(self) -> Path:
+        """The audit log, a database whose loss the others survive."""
+        return self.root / "audit.db"
+
+    @property
     def run(self) -> Path:
-        """What belongs to the running proxy: lock, identity, control socket, shared memory, keyring."""
+        """What belongs to the running proxy: lock, identity, control socket, mapped files."""
         return self.root / "run"
 
     @property

@@ -74,6 +74,17 @@ def _prepare(folder: Folder, path: Path, schema: Schema) -> None:
             migrate(path, schema)
 
 
+def open_by_itself(path: Path, schema: Schema) -> sqlite3.Connection:
+    """An open connection to a database whose loss the others survive: made if it is missing or empty, brought up to
+    date otherwise. What is there has been inspected. Raises DB_ERROR, IO_ERROR, MIGRATION_FAILED."""
+    with _opening:
+        secure_folder(path.parent)
+        with contextlib.suppress(FileExistsError):
+            os.close(create_file(path))
+        migrate(path, schema)
+        return _connect(path, schema)
+
+
 def migrate(path: Path, schema: Schema) -> None:
     """Bring a database up to date, one transaction a step, after keeping a copy of what has data.
 
@@ -163,6 +174,8 @@ def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
         try:
             connection.identity = _identity(path)
             _open[connection.identity] += 1
+            if schema.shrinks:
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # holds for a file that is still empty
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
             connection.execute(f"PRAGMA synchronous = {schema.synchronous}")
             connection.execute("PRAGMA secure_delete = ON")  # a credential that was removed is gone from the file

@@ -23,13 +23,15 @@ class Schema(msgspec.Struct, frozen=True):
     """One database: its name in `Folder`, its number in the file's header, its migrations.
 
     `synchronous`: FULL where a commit must survive a power cut (a revocation), NORMAL where the last rows may be lost.
+    `shrinks`: room that rows have left can be given back to the disk.
     """
 
-    name: Literal["config", "security"]
+    name: Literal["config", "security", "audit"]
     application_id: int
     migrations: tuple[Migration, ...]
     tables: frozenset[str]
     synchronous: Literal["FULL", "NORMAL"]
+    shrinks: bool = False
 
     @property
     def version(self) -> int:

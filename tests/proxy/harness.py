@@ -22,6 +22,7 @@ from flm.policy.document import Policy
 from flm.policy.restrictions import Restriction
 from flm.policy.scopes import DEFAULT_SCOPES, RESTRICTED, bits
 from flm.proxy.app import App, WorkerContext
+from flm.proxy.audit import AuditRow, decode
 from flm.proxy.respond import ALWAYS
 from flm.snapshot import Engine, Model, Snapshot
 
@@ -42,7 +43,8 @@ def _file() -> int:
 
 
 class World:
-    """An app and everything it is handed. `lines` are the log lines, decoded; `raw` the same as bytes."""
+    """An app and everything it is handed. `lines` are the log lines, decoded; `raw` the same as bytes; `rows` those of
+    the audit log."""
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class World:
         self.keyring = Keyring.create(ring, 16)
         self.buckets = Buckets.create(buckets, b"b" * 16, keys=16, addresses=16, overflow=16)
         self.raw: list[bytes] = []
+        self.rows: list[AuditRow] = []
         self.cuts: list[tuple[str, str]] = []
         self.failures: list[str] = []
         self.restrictions: dict[str, Restriction] = {}
@@ -70,6 +73,7 @@ class World:
                 buckets=self.buckets,
                 slot=0,
                 log=self.raw.append,
+                audit=lambda row: self.rows.append(decode(row)),
                 cut=self.cuts.append,
                 engine_failed=lambda engine_id, _message: self.failures.append(engine_id),
                 key_used=self.used.append,

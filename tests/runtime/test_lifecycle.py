@@ -38,7 +38,7 @@ def processes_of(folder: Path) -> list[int]:
 async def assert_nothing_left(proxy: Running) -> None:
     assert await proxy.service.status() == []
     await until(lambda: not processes_of(proxy.folder.root), 3)
-    assert {path.name for path in proxy.folder.run.iterdir()} - {"buckets"} == {"lock"}
+    assert {path.name for path in proxy.folder.run.iterdir()} - {"buckets", "audit"} == {"lock"}
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", proxy.port))

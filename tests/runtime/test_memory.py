@@ -17,7 +17,7 @@ BURST = 3
 
 
 def _close(made: Memory) -> None:
-    for descriptor in (made.shared_fd, made.keyring_fd, made.buckets_fd):
+    for descriptor in (made.shared_fd, made.keyring_fd, made.buckets_fd, made.rings_fd):
         os.close(descriptor)
 
 
@@ -37,6 +37,7 @@ def test_made_private_and_empty(tmp_path: Path) -> None:
             "shared": 0o600,
             "keyring": 0o600,
             "buckets": 0o600,
+            "audit": 0o600,
         }
     finally:
         _close(made)
@@ -60,7 +61,7 @@ def test_buckets_outlive_the_proxy(tmp_path: Path) -> None:
     _close(former)
     successor = Memory.create(tmp_path, 3)
     assert _left(successor) == 1
-    adopted = Memory.adopt(successor.shared_fd, successor.keyring_fd, successor.buckets_fd)
+    adopted = Memory.adopt(successor.shared_fd, successor.keyring_fd, successor.buckets_fd, successor.rings_fd)
     assert adopted is not None
     assert _left(adopted) == 0
     _close(successor)

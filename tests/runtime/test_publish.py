@@ -219,9 +219,9 @@ def test_a_successor_takes_out_keys_that_were_revoked_meanwhile(tmp_path: Path) 
             await keys.revoke(transaction, key_id, 5)
         successor = Publisher(bench.folder, {}, "instance")
         await successor.open()
-        memory = Memory.adopt(
-            os.dup(bench.memory.shared_fd), os.dup(bench.memory.keyring_fd), os.dup(bench.memory.buckets_fd)
-        )
+        former = bench.memory
+        mapped = (former.shared_fd, former.keyring_fd, former.buckets_fd, former.rings_fd)
+        memory = Memory.adopt(*(os.dup(descriptor) for descriptor in mapped))
         assert memory is not None
         successor.adopt(memory.keyring, {})
         await successor.refresh(memory)
@@ -247,7 +247,7 @@ def test_engines_are_part_of_it(tmp_path: Path) -> None:
 
 
 def test_files_of_another_layout_are_not_adopted(tmp_path: Path) -> None:
-    opened = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("shared", "keyring", "buckets")]
+    opened = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("shared", "keyring", "buckets", "audit")]
     os.write(opened[0], b"another version" * 1000)
     assert Memory.adopt(*opened) is None
     for descriptor in opened:

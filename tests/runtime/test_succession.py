@@ -106,6 +106,7 @@ def test_state_survives_the_way_over() -> None:
         shared_fd=5,
         keyring_fd=6,
         buckets_fd=16,
+        rings_fd=17,
         life_fds=(7, 8),
         control_fd=10,
         log_fds=[11],
@@ -116,4 +117,4 @@ def test_state_survives_the_way_over() -> None:
         chat_keys={"k": 1.0},
     )
     assert unpack(pack(state), SupervisorState) == state
-    assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+    assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]

@@ -89,7 +89,7 @@ def test_time_is_bounded(log_pipes: list[int], monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_document_and_its_descriptors_go_over_a_socket(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
-    names = ("l1", "l2", "shared", "keyring", "buckets", "life")
+    names = ("l1", "l2", "shared", "keyring", "buckets", "audit", "life")
     opened = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in names]
     for number, descriptor in enumerate(opened):
         os.write(descriptor, str(number).encode())
@@ -98,8 +98,9 @@ def test_the_document_and_its_descriptors_go_over_a_socket(tmp_path: Path) -> No
         shared_fd=opened[2],
         keyring_fd=opened[3],
         buckets_fd=opened[4],
+        rings_fd=opened[5],
         control_fd=-1,
-        life_fd=opened[5],
+        life_fd=opened[6],
         log_fd=-1,
         cell=7,
         slot=1,
@@ -114,9 +115,10 @@ def test_the_document_and_its_descriptors_go_over_a_socket(tmp_path: Path) -> No
     received = take_over(theirs, 99)
     assert received is not None
     assert (received.cell, received.log_fd, received.header_timeout) == (7, 99, 1.5)
-    got = [*received.listening_fds, received.shared_fd, received.keyring_fd, received.buckets_fd, received.life_fd]
+    mapped = [received.shared_fd, received.keyring_fd, received.buckets_fd, received.rings_fd]
+    got = [*received.listening_fds, *mapped, received.life_fd]
     assert not set(got) & set(opened)
-    assert [os.pread(descriptor, 9, 0) for descriptor in got] == [b"0", b"1", b"2", b"3", b"4", b"5"]
+    assert [os.pread(descriptor, 9, 0) for descriptor in got] == [b"%d" % number for number in range(7)]
     ours.close()
     assert os.read(received.control_fd, 1) == b""
     for descriptor in (*opened, *got, received.control_fd):
