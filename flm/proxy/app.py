@@ -1,8 +1,8 @@
 """The ASGI application of one worker: the route table, the order of a request's steps, the only broad except.
 
 The order is a promise (docs/http.md) and stands in `_serve`: request id, address, head, IP policy, host and origin,
-key, room for one more, rate limits, route. No branch skips a step. Errors climb to `__call__`, which answers them once
-and writes the one line.
+key, scope, room for one more, rate limits, route. No branch skips a step. Errors climb to `__call__`, which answers
+them once and writes the one line.
 
 Does not know databases, files or processes: what it shares with others is in its `WorkerContext`.
 """

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from flm._native import KEY_PATTERN
 from flm.errors import CommandCode, CommandError
 from flm.policy.scopes import DEFAULT_SCOPES, SCOPES
 
@@ -20,12 +19,14 @@ LONGEST_PATTERN: Final = 512  # model names with their folders
 LONGEST_ENGINE: Final = 128
 _NEVER_IN_IDS: Final = frozenset("/*, ")
 _SHOWN: Final = 80
+# A key, or so much of one that its secret has begun: a whole one is longer than a label.
+_KEY: Final = re.compile(r"flm_[0-9A-Za-z]{12}_[0-9A-Za-z]{4}")
 
 
 def checked_label(label: str) -> str:
     """1 to LONGEST_LABEL printable characters without blanks around them, and no key among them."""
     label = label.strip()
-    if re.search(KEY_PATTERN, label):
+    if _KEY.search(label):
         raise _usage(
             "the label holds an API key, which would be shown in lists; choose another one, and revoke the key"
         )

@@ -74,6 +74,56 @@ class TestApiKeys:
         assert flm("api-keys", "create", "--label", "").error[0] == "USAGE"
         assert flm("api-keys", "revoke", "nobody").error[0] == "KEY_NOT_FOUND"
 
+    def test_made_for_a_while_for_a_purpose_and_a_place(self, flm: Flm) -> None:
+        created = flm(
+            "api-keys", "create", "--label", "narrow", "--expires", "2099-01-31T12:00:00Z", "--scope", "models, chat",
+            "--scope", "timing", "--model", "llama*", "--model", "flm://e/m", "--engine", "e"
+        ).data  # fmt: skip
+        assert created["expires_at"] == "2099-01-31T12:00:00Z"
+        assert created["scopes"] == ["models", "chat", "timing"]
+        assert (created["models"], created["engines"]) == (["llama*", "flm://e/m"], ["e"])
+        (listed,) = flm("api-keys", "list").data
+        assert listed == {name: value for name, value in created.items() if name != "key"}
+
+    def test_rotated(self, flm: Flm) -> None:
+        first = flm("api-keys", "create", "--label", "laptop").data
+        second = flm("api-keys", "rotate", first["id"]).data
+        third = flm("api-keys", "rotate", "laptop", "--grace", "24h").data
+        assert (second["replaces"], second["replaced_valid_until"]) == (first["id"], None)
+        assert third["replaces"] == second["id"]
+        assert third["replaced_valid_until"]
+        assert len({first["key"], second["key"], third["key"]}) == 3
+        rows = {row["id"]: row for row in flm("api-keys", "list").data}
+        assert rows[first["id"]]["revoked_at"]
+        assert rows[second["id"]]["revoked_at"] is None
+        assert rows[second["id"]]["expires_at"] == third["replaced_valid_until"]
+        text = flm("api-keys", "rotate", third["id"], "--format", "text").out
+        assert re.search(r"^key +flm_", text, re.MULTILINE)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("create", "--label", "x", "--expires", "soon"),
+            ("create", "--label", "x", "--scope", "admin"),
+            ("create", "--label", "x", "--scope", ""),
+            ("create", "--label", "x", "--model", ""),
+            ("create", "--label", "x", "--engine", "a,b"),
+            ("create", "--label", "x", "--model", "a", "--scope", "passthrough"),
+            ("rotate",),
+            ("rotate", "x", "--grace", "0s"),
+        ],
+    )
+    def test_what_makes_no_sense(self, flm: Flm, arguments: tuple[str, ...]) -> None:
+        said = flm("api-keys", *arguments)
+        assert (said.code, said.error[0]) == (1, "USAGE")
+        assert flm("api-keys", "list").data == []
+
+    def test_help_says_what_can_be_said(self, flm: Flm) -> None:
+        text = flm("api-keys", "create", "--help").out
+        for word in ("--expires", "30d", "--scope", "passthrough", "embeddings", "--model", "--engine", "--label"):
+            assert word in text
+        assert "24h" in flm("api-keys", "rotate", "--help").out
+
     def test_ten_processes_at_once_on_a_new_folder(self, flm: Flm) -> None:
         children = [process("api-keys", "create", "--label", f"k{number}") for number in range(10)]
         said = [Said(0, child.communicate(timeout=100)[0].decode(), "") for child in children]

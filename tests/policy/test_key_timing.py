@@ -1,0 +1,143 @@
+"""How long it takes to refuse a key says nothing of why: unknown id, wrong secret, revoked, expired.
+
+Strategy: 20,000 tries of each kind, in shuffled turns, so that whatever else the machine does falls on all kinds
+alike: load makes the times longer and coarser, not different. Each round has a keyring and keys of its own, because one
+key differs from another by where it lies in memory. The measure is the probability that a try of one kind takes longer
+than one of another (the area under the ROC curve, AUC): 0.5 when time says nothing, whatever the unit. With so many
+tries chance moves it by 0.003. A leak is planted, to show that the same measure finds one; and a difference of the
+machine's own is told from a leak by measuring one kind against itself.
+
+The time is that of `authenticate`, which is all that differs between these requests (a wrong checksum may be faster:
+anybody can compute that it is wrong).
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import tempfile
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import combinations
+
+import pytest
+
+from flm._native import Keyring, key_id
+from flm.errors import RequestError
+from flm.policy.keys import Keyring as Ring
+from flm.policy.keys import authenticate
+from tests.native.conftest import PEPPER, Issued, issue
+
+TRIES = 20_000
+ROUNDS = 40
+POOL = 25  # keys of each kind in a round
+OTHERS = 100  # valid keys beside them
+NOW = 5000
+ALLOWED = 0.02
+KINDS = ("unknown id", "wrong secret", "revoked", "expired", "no longer there", "unknown id too")
+Times = dict[str, list[int]]
+Plant = Callable[[Keyring, dict[str, list[Issued]]], Ring]
+
+
+def keyring_with(keys: dict[str, list[Issued]]) -> Keyring:
+    with tempfile.TemporaryFile() as file:
+        writer = Keyring.create(file.fileno(), 16_384)
+        for _ in range(OTHERS):
+            issue().upsert(writer)
+        for key in keys["wrong secret"]:
+            Issued(key.plain, key.id, key.salt, issue().digest).upsert(writer)
+        for key in keys["revoked"]:
+            key.upsert(writer, revoked=True)
+        for key in keys["expired"]:
+            key.upsert(writer, expires_at_ms=NOW)
+        for key in keys["no longer there"]:
+            key.upsert(writer)
+        for key in keys["no longer there"]:
+            writer.remove(key.id)
+        return Keyring.attach(file.fileno(), PEPPER)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def measure(plant: Plant) -> Times:
+    """Nanoseconds of each try, by kind."""
+    times: Times = {kind: [] for kind in KINDS}
+    turns = list(KINDS)
+    chance = random.Random(5)
+    for _ in range(ROUNDS):
+        keys = {kind: [issue() for _ in range(POOL)] for kind in KINDS}
+        headers = {kind: [b"Bearer " + key.plain for key in keys[kind]] for kind in KINDS}
+        ring = plant(keyring_with(keys), keys)
+        with without_collector():
+            for _ in range(TRIES // ROUNDS):
+                chance.shuffle(turns)
+                which = chance.randrange(POOL)
+                for kind in turns:
+                    times[kind].append(refusal(headers[kind][which], ring))
+    return times
+
+
+def refusal(header: bytes, ring: Ring) -> int:
+    begun = time.perf_counter_ns()
+    try:
+        authenticate(header, ring, NOW, {})
+    except RequestError:
+        return time.perf_counter_ns() - begun
+    raise AssertionError("a key was taken that is not valid")
+
+
+def auc(first: list[int], second: list[int]) -> float:
+    """The probability that one of `first` is larger than one of `second`; ties count half."""
+    ordered = sorted(second)
+    below = sum(bisect_left(ordered, value) + bisect_right(ordered, value) for value in first)
+    return below / (2 * len(first) * len(second))
+
+
+def leaks(times: Times) -> dict[tuple[str, str], float]:
+    """The pairs that can be told apart, and by how much."""
+    found = {(a, b): round(auc(times[a], times[b]), 4) for a, b in combinations(KINDS, 2)}
+    return {pair: value for pair, value in found.items() if abs(value - 0.5) > ALLOWED}
+
+
+def honest(ring: Keyring, _keys: dict[str, list[Issued]]) -> Ring:
+    return ring
+
+
+class EarlyReturn:
+    """A keyring that spares itself the hash for some ids: the leak that must be found."""
+
+    def __init__(self, ring: Keyring, keys: list[Issued]) -> None:
+        self._ring = ring
+        self._ids = frozenset(key.id for key in keys)
+        self.holds = ring.holds
+
+    def verify(self, presented: bytes, now_ms: int, /) -> tuple[str, int, int] | None:
+        return None if key_id(presented) in self._ids else self._ring.verify(presented, now_ms)
+
+
+def test_the_measure_itself() -> None:
+    assert auc([1, 2, 3], [1, 2, 3]) == 0.5
+    assert auc([2], [1]) == 1
+    assert auc([1, 1], [1, 2]) == 0.25
+
+
+def test_why_a_key_is_refused_does_not_show_in_the_time() -> None:
+    assert leaks(measure(honest)) == {}
+
+
+@pytest.mark.parametrize("kind", ["unknown id", "revoked", "expired"])
+def test_an_early_return_is_found_by_the_same_measure(kind: str) -> None:
+    found = leaks(measure(lambda ring, keys: EarlyReturn(ring, keys[kind])))
+    others = [other for other in KINDS if other != kind]
+    assert all((kind, other) in found or (other, kind) in found for other in others)
+    assert all(kind in pair for pair in found), "nothing else is told apart"
