@@ -19,6 +19,7 @@ from flm.errors import ErrorKind, RequestError, UpstreamProtocolError, engine_re
 from flm.wire.chat import MALFORMED
 
 MAX_MESSAGE: Final = 2_000  # characters of an engine's message that are passed on; more is a stack trace
+_MAX_LOOKED_AT: Final = 4 * MAX_MESSAGE  # characters of a text in which an error is looked for
 
 
 class Reported(msgspec.Struct, frozen=True):
@@ -46,7 +47,7 @@ class _Wrapped(msgspec.Struct, frozen=True):
 _wrapped = msgspec.json.Decoder(_Wrapped)
 _object = msgspec.json.Decoder(_Object)
 _text = msgspec.json.Decoder(str)
-_GO_MAP = re.compile(r"map\[.*?\bcode:(\d{3})\b.*?\bmessage:(.*?)(?: type:(\w+))?\]", re.DOTALL)
+_STATUS = re.compile(r"\d{3}(?!\d)")
 
 _TOO_LONG = (
     "exceeds the available context size",
@@ -136,10 +137,23 @@ def _inner(error: bytes) -> Reported | None:
         nested = _nested(text.encode())
         if nested is not None:
             return nested
-    printed = _GO_MAP.search(text)
-    if printed is not None:
-        return Reported(printed[2], printed[3] or "", int(printed[1]))
-    return Reported(text)
+    return _printed(text[:_MAX_LOOKED_AT]) or Reported(text)
+
+
+def _printed(text: str) -> Reported | None:
+    """An error printed by Go as a map, `map[code:500 message:… type:…]`, which has its keys in order.
+
+    Each mark is looked for once: a text may be made so that a pattern would try every combination of them.
+    """
+    _, found, inside = text.partition("map[")
+    _, coded, rest = inside.partition("code:")
+    _, told, message = rest.partition("message:")
+    status = _STATUS.match(rest)
+    if not (found and coded and told) or status is None:
+        return None
+    message = message[: message.rfind("]")] if "]" in message else message
+    message, _, kind = message.rpartition(" type:") if " type:" in message else (message, "", "")
+    return Reported(message, kind if kind.isidentifier() else "", int(status[0]))
 
 
 def _nested(text: bytes) -> Reported | None:
