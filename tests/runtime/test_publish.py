@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flm._native import Keyring, generate_key, hash_secret
 from flm.errors import CommandCode, CommandError
+from flm.policy import scopes
 from flm.policy.document import Policy, RateLimit
+from flm.policy.restrictions import Restriction
 from flm.runtime.memory import Memory
 from flm.runtime.publish import Publisher
 from flm.services.notice import put_in_force
@@ -39,11 +43,11 @@ class Bench:
         self.pepper = load_pepper(self.folder, create=False)
         self.reader = Keyring.attach(self.memory.keyring_fd, self.pepper)
 
-    async def add_key(self, slot: int, expires_at: int | None = None) -> tuple[str, str]:
+    async def add_key(self, slot: int, expires_at: int | None = None, **more: Any) -> tuple[str, str]:
         key, key_id = generate_key()
-        row = keys.StoredKey(
-            key_id, slot, "label", ("inference",), SALT, hash_secret(self.pepper, SALT, key), 0, expires_at
-        )
+        digest = hash_secret(self.pepper, SALT, key)
+        granted = more.pop("scopes", ("inference",))
+        row = keys.StoredKey(key_id, slot, "label", granted, SALT, digest, 0, expires_at, **more)
         async with await open_security(self.folder) as database, database.transaction() as transaction:
             await keys.add(transaction, row)
         return key, key_id
@@ -182,6 +186,45 @@ def test_an_expiry_is_kept(tmp_path: Path) -> None:
         await bench.publisher.refresh(bench.memory)
         assert bench.valid(key, 99)
         assert not bench.valid(key, 100)
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_scopes_are_in_the_keyring_and_restrictions_in_the_snapshot(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        free, free_id = await bench.add_key(0, scopes=("chat", "timing", "of a newer FLM"))
+        bound, bound_id = await bench.add_key(1, scopes=(), models=("a*", "b c"), engines=("e",))
+        await bench.add_key(2, engines=("e",), revoked_at=5)
+        await bench.publisher.refresh(bench.memory)
+        assert bench.reader.verify(free.encode(), 1) == (free_id, 0, scopes.CHAT | scopes.TIMING)
+        assert bench.reader.verify(bound.encode(), 1) == (bound_id, 1, scopes.RESTRICTED)
+        published = decode(bench.memory.shared.snapshot()[1])
+        assert published.restrictions == {bound_id: Restriction(("a*", "b c"), ("e",))}
+        edit = "UPDATE api_keys SET scopes = 'models', models = '', engines = '' WHERE slot = 1"
+        connection = sqlite3.connect(bench.folder.security)
+        connection.execute(edit)
+        connection.commit()
+        connection.close()
+        assert await bench.publisher.changed()
+        await bench.publisher.refresh(bench.memory)
+        assert bench.reader.verify(bound.encode(), 1) == (bound_id, 1, scopes.MODELS)
+        assert decode(bench.memory.shared.snapshot()[1]).restrictions == {}
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_a_chat_key_may_do_what_a_chat_needs_and_no_more(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        await bench.publisher.refresh(bench.memory)
+        verified = bench.reader.verify((await bench.publisher.chat_key(bench.memory)).encode(), int(time.time() * 1000))
+        assert verified is not None
+        assert verified[2] == scopes.INFERENCE
         await bench.publisher.close()
 
     run(main)
