@@ -61,13 +61,17 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
     except RequestError as error:
         if isinstance(error, EngineTimeoutError):
             error.message += patience.advice(error.limit, route.engine, route.model.name)
-        error.message = _without(route.engine.credential, error.message)
+        _take_out(route.engine.credential, error)
         raise
 
 
-def _without(credential: str | None, message: str) -> str:
+def _take_out(credential: str | None, error: RequestError) -> None:
     """Engines tend to repeat the key they refuse; theirs is FLM's, and none of the client's business."""
-    return message.replace(credential, "(removed)") if credential else message
+    if credential:
+        error.message = error.message.replace(credential, "(removed)")
+        error.code = error.code.replace(credential, "(removed)")
+        error.type = error.type.replace(credential, "(removed)")
+        error.param = error.param and error.param.replace(credential, "(removed)")
 
 
 def _warnings(changes: tuple[Change, ...], exchange: Exchange) -> tuple[Header, ...]:

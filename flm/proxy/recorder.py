@@ -66,11 +66,17 @@ class Fault(msgspec.Struct):
 
 def words(text: str) -> str:
     """A caller's own words, fit for the log."""
+    text = without_keys(text)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def without_keys(text: str) -> str:
+    """A caller's own words, fit to be repeated: some send a key as a model's name, and log what comes back."""
     if _KEY_START in text:
         text = _KEY.sub("flm_(removed)", text)
         if _KEY_START in text:  # a mistyped key is still most of a key
             text = re.sub(r"flm_\w{8,}", "flm_(removed)", text)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    return text
 
 
 class Recorder:

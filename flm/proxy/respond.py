@@ -16,6 +16,7 @@ from flm.config import SEND_FRAME_BYTES, Settings
 from flm.errors import Header, RequestError, envelope, error_event
 from flm.proxy.body import PACE_SECONDS
 from flm.proxy.exchange import ClientTooSlowError, Exchange
+from flm.proxy.recorder import without_keys
 
 JSON: Final = (b"content-type", b"application/json")
 STREAM_HEADERS: Final[tuple[Header, ...]] = (
@@ -126,7 +127,8 @@ class Responder:
 
         A whole answer that broke off half-way cannot be mended: it stays short, and the server cuts the connection.
         """
-        self._exchange.record.error_type = error.code
+        self._exchange.record.error_type = error.kind.code  # an engine's own code may be any text
+        error.message = without_keys(error.message)
         if self._exchange.answered:
             return
         request_id = self._exchange.request_id
