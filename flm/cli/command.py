@@ -98,6 +98,7 @@ class Noun:
         self._options = common_options()
         self.parser = parser or Parser(prog=f"flm {name}", description=meaning, parents=[self._options])
         self._verbs: argparse._SubParsersAction[Parser] | None = None
+        self._meanings: dict[str, str] = {}
 
     def verb(self, name: str, handler: Handler, meaning: str) -> argparse.ArgumentParser:
         """Add a verb and return its parser, for its own arguments."""
@@ -111,8 +112,15 @@ class Noun:
 
     def _add(self, name: str, meaning: str) -> Parser:
         if self._verbs is None:
-            self._verbs = self.parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+            self._verbs = self.parser.add_subparsers(metavar="VERB", parser_class=Parser)
+            self.parser.set_defaults(handler=self._which_verb)  # a verb's own handler wins
+        self._meanings[name] = meaning
         return self._verbs.add_parser(name, help=meaning, description=meaning, parents=[self._options])
+
+    async def _which_verb(self, _arguments: argparse.Namespace, _context: Context) -> NoReturn:
+        width = max(map(len, self._meanings))
+        lines = [f"  {name:<{width}}  {meaning}" for name, meaning in self._meanings.items()]
+        raise UsageError("\n".join(["which verb?", *lines]), self.parser.format_usage())
 
     def without_verb(self, handler: Handler) -> argparse.ArgumentParser:
         """For a noun that is a command by itself: returns its parser, for its arguments."""

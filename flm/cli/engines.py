@@ -9,17 +9,20 @@ from flm.cli.command import Context, Noun, Output, UsageError
 
 _COLUMNS = ("id", "kind", "url", "status", "version", "latency_ms", "source", "last_error")
 
-_KIND_HELP = "what it speaks: openai for any OpenAI-compatible server; a wrong one is answered with all there are"
-
 
 def register(noun: Noun) -> None:
+    from flm.services.engines import KINDS
+
+    kinds = ", ".join(KINDS)
     detect = noun.verb("detect", _detect, "look for engines of every kind, 5 s at most")
-    detect.add_argument("--engine", metavar="K", help="one kind only; a wrong one is answered with all there are")
+    detect.add_argument("--engine", metavar="K", help=f"one kind only: {kinds}")
     detect.add_argument("--fresh", action="store_true", help="look again, however recent the last look is")
     noun.verb("list", _list, "engines that are there or registered")
     add = noun.verb("add", _add, "register one that cannot be found by itself")
     add.add_argument("--id", required=True, metavar="ID", help="its name in model ids: flm://ID/model")
-    add.add_argument("--kind", required=True, metavar="K", help=_KIND_HELP)
+    add.add_argument(
+        "--kind", required=True, metavar="K", help=f"what it speaks: {kinds}; openai is any server like it"
+    )
     add.add_argument(
         "--url", required=True, metavar="URL", help="http(s)://host[:port][/base], with or without /v1 at its end"
     )
@@ -94,11 +97,14 @@ def _credential(arguments: argparse.Namespace) -> str | None:
             raise UsageError(f"there is no environment variable {arguments.api_key_env!r}", usage)
         return os.environ[arguments.api_key_env]
     if arguments.api_key_file is not None:
-        with open(0 if arguments.api_key_file == "-" else arguments.api_key_file, encoding="utf-8") as file:
-            try:
+        try:
+            with open(0 if arguments.api_key_file == "-" else arguments.api_key_file, encoding="utf-8") as file:
                 return file.read(_LONGEST_CREDENTIAL).strip()
-            except UnicodeDecodeError:
-                raise UsageError(f"{arguments.api_key_file} is no text, so it holds no key", usage) from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{arguments.api_key_file} is no text, so it holds no key", usage) from None
+        except OSError as error:
+            message = f"the key file {arguments.api_key_file} cannot be read: {error.strerror}"
+            raise UsageError(message, usage) from None
     return None
 
 

@@ -41,6 +41,7 @@ from flm.upstream.health import State, Thresholds, advance
 from flm.upstream.pool import Pool, Timeouts
 
 SELF_PROBE_SECONDS: Final = 1.5
+KINDS: Final = tuple(DIALECTS)  # what an engine may be registered as
 
 log = logging.getLogger("flm.engines")
 

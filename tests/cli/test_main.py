@@ -290,6 +290,24 @@ def test_every_noun_is_registered_with_handlers() -> None:
         assert noun.parser.format_help()
 
 
+@pytest.mark.parametrize(
+    ("words", "verb"),
+    [
+        (("models",), "list   the models of all engines that serve"),
+        (("engines",), "remove  unregister one"),
+        (("proxy",), "status   what runs"),
+        (("security",), "backup       an encrypted copy"),
+        (("models", "alias"), "remove  forget a name"),
+    ],
+)
+def test_without_a_verb_each_is_listed_with_its_meaning(flm: Flm, words: tuple[str, ...], verb: str) -> None:
+    said = flm(*words)
+    assert (said.code, said.error[0]) == (1, "USAGE")
+    question, *lines = said.error[1].splitlines()
+    assert question == "which verb?"
+    assert any(line.startswith(f"  {verb}") for line in lines), lines
+
+
 @pytest.mark.parametrize("arguments", ALL_VERBS, ids=" ".join)
 def test_every_quick_verb_speaks_json_and_text(flm: Flm, arguments: tuple[str, ...]) -> None:
     assert flm(*arguments).data is not None

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flm._native import KEY_PATTERN
+from flm.engines.registry import DIALECTS
 from flm.services.engines import EngineService
 from tests.cli.conftest import Flm, Said, process
 from tests.runtime.harness import Running, running
@@ -218,7 +219,11 @@ class TestEngines:
         said = flm(
             "engines", "add", "--id", "a", "--kind", "openai", "--url", "http://127.0.0.1:1", "--api-key-file", "/no"
         )
-        assert (said.code, said.error[0]) == (2, "IO_ERROR")
+        assert (said.code, *said.error) == (1, "USAGE", "the key file /no cannot be read: No such file or directory")
+
+    def test_help_names_every_kind(self, flm: Flm) -> None:
+        for verb in ("add", "detect"):
+            assert ", ".join(DIALECTS) in " ".join(flm("engines", verb, "--help").out.split())
 
     @pytest.mark.parametrize(
         ("arguments", "code"),
