@@ -45,6 +45,8 @@ class LastUses:
         if not pending:
             return
         try:
+            if not await asyncio.to_thread(self._folder.security.exists):
+                return  # somebody took the folder away: opening would make a new one
             async with await open_security(self._folder) as database, database.transaction() as transaction:
                 await rows.used(transaction, pending)
         except BaseException as error:

@@ -61,6 +61,13 @@ def test_nothing_to_write_opens_nothing(folder: Folder) -> None:
     assert not folder.root.exists()
 
 
+def test_a_folder_that_was_taken_away_is_not_made_anew(folder: Folder) -> None:
+    uses = LastUses(folder, Clock())
+    uses.note(["x"])
+    run(uses.write)
+    assert not folder.root.exists()
+
+
 def test_what_could_not_be_written_is_written_later_and_complained_of_once(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
