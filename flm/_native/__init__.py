@@ -29,6 +29,7 @@ from flm._native._ext import (
     Shared,
     generate_key,
     hash_secret,
+    json_values,
     key_id,
 )
 
@@ -55,5 +56,6 @@ __all__ = [
     "Shared",
     "generate_key",
     "hash_secret",
+    "json_values",
     "key_id",
 ]

@@ -13,7 +13,7 @@ import asyncio
 import time
 from typing import Final
 
-from flm.config import MAX_ANSWER_BYTES
+from flm.config import MAX_ANSWER_BYTES, MAX_CHAT_VALUES, MAX_INPUT_VALUES
 from flm.engines.base import Call, Change, Endpoint, Translation
 from flm.errors import EngineTimeoutError, Header, RequestError, UpstreamProtocolError
 from flm.proxy import patience
@@ -24,7 +24,7 @@ from flm.proxy.keepalive import KeepAlive
 from flm.proxy.respond import Responder, warnings_header
 from flm.proxy.view import Target, View
 from flm.upstream.pool import Response
-from flm.wire.openai import peek
+from flm.wire.openai import check_values, peek
 
 SETTLE_SECONDS: Final = 1.0  # for the last bytes of an answer that is complete, so that its connection can be kept
 
@@ -37,6 +37,7 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
     check_json_body(head.fields)
     body = await read_body(exchange, head, view.settings)
     exchange.watch_client()
+    check_values(body, MAX_CHAT_VALUES if endpoint is Endpoint.CHAT else MAX_INPUT_VALUES)
     peeked = peek(body)
     record.model = peeked.model
     route = view.routes.resolve(peeked.model, exchange.restriction)

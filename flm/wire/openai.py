@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from flm._native import json_values
 from flm.errors import ErrorKind, RequestError
 
 Raw = msgspec.Raw
@@ -31,6 +32,16 @@ _text = msgspec.json.Decoder(str)
 _flag = msgspec.json.Decoder(bool | None)
 _stream_options = msgspec.json.Decoder(_StreamOptions | None)
 _encoder = msgspec.json.Encoder()
+
+
+def check_values(body: bytes, most: int) -> None:
+    """Refuse a body of more than `most` JSON values: each costs time in which nobody else is served.
+
+    Raises RequestError PAYLOAD_TOO_LARGE. A body of `most` bytes or less holds no more, and is not looked at.
+    """
+    if len(body) > most and json_values(body, most) > most:
+        message = f"the request body holds more than {most} JSON values, which is more than FLM takes; split it"
+        raise RequestError(ErrorKind.PAYLOAD_TOO_LARGE, message)
 
 
 def peek(body: bytes) -> Peek:

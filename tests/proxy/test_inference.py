@@ -381,3 +381,26 @@ def test_pools_outlive_a_change_elsewhere_and_go_with_their_engine() -> None:
             await scripted.peers[0].closed.wait()
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        (CHAT, {"messages": [{"role": "user"}] * 40_000}, 413),
+        (CHAT, {"messages": [{"role": "user", "content": "," * 200_000}]}, 200),
+        ("/v1/embeddings", {"input": [1] * 400_001}, 413),
+    ],
+)
+def test_a_body_of_too_many_values_never_reaches_an_engine(path: str, fields: dict[str, Any], status: int) -> None:
+    """Taking it apart would stop everybody else's requests for seconds."""
+
+    async def main() -> None:
+        whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": []}
+        async with ScriptedEngine([serve({}, answer(200, json.dumps(whole).encode()))]) as scripted:
+            world = World(engine(scripted.url))
+            client = await world.ask("POST", path, {"model": "m", **fields})
+            assert client.status == status
+            assert bool(scripted.peers) == (status == 200)
+            await world.app.aclose()
+
+    run(main())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flm.errors import RequestError
-from flm.wire.openai import peek, with_model
+from flm.wire.openai import check_values, peek, with_model
 
 
 def refused(body: bytes) -> tuple[int, str, str | None]:
@@ -109,3 +109,15 @@ def test_any_object_keeps_its_fields(fields: dict[str, object], model: str) -> N
 def test_any_bytes_give_a_peek_or_an_error(body: bytes) -> None:
     with contextlib.suppress(RequestError):
         peek(body)
+
+
+@pytest.mark.parametrize("body", [b'{"a":[1,2,3]}', b'{"a":",,,,,,,,,,"}', b'{"a":"\\",,,,,,,,,"}'])
+def test_a_body_of_few_values_may_be_long(body: bytes) -> None:
+    check_values(body, 5)
+
+
+@pytest.mark.parametrize("body", [b'{"a":[1,2,3,4,5]}', b"[[[[[[", b"{},{},{},"])
+def test_a_body_of_too_many_values_is_refused(body: bytes) -> None:
+    with pytest.raises(RequestError, match="more than 5 JSON values") as refused:
+        check_values(body, 5)
+    assert refused.value.status == 413

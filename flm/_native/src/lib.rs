@@ -12,6 +12,7 @@
 //! * [`latch`]: how one writer replaces a value that other processes are reading, without a lock.
 //! * [`mapping`]: a file mapped into memory as 64-bit atomics, and the header that names its layout.
 //! * [`siphash`]: the keyed hash of a number.
+//! * [`values`]: how many values a JSON text holds, without parsing it.
 //! * [`error`]: the one error type.
 //! * `python`: the binding, the only file that knows pyo3.
 //!
@@ -45,6 +46,8 @@ pub mod ring;
 pub mod shared;
 #[cfg(not(loom))]
 pub mod siphash;
+#[cfg(not(loom))]
+pub mod values;
 
 /// Version of the layout of all files (keyring, shared memory, buckets, rings). Raised by every change to what a byte in them
 /// means; a file of another version is refused, and the supervisor makes a new one.

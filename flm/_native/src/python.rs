@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::gcra::{Limit, Outcome};
 use crate::keyformat::{self, Hasher, DIGEST_LEN, SALT_LEN};
 use crate::record::Record;
-use crate::{bucket, keyring, ring, shared};
+use crate::{bucket, keyring, ring, shared, values};
 
 pyo3::create_exception!(
     flm._native,
@@ -58,6 +58,11 @@ fn hash_secret<'py>(py: Python<'py>, pepper: &[u8], salt: &[u8], presented: &str
     let key = keyformat::parse(presented.as_bytes())
         .ok_or(Error::Argument("the key is malformed: length, characters or checksum"))?;
     Ok(PyBytes::new(py, &hasher.digest(&salt, &key)))
+}
+
+#[pyfunction]
+fn json_values(py: Python<'_>, text: &[u8], most: usize) -> usize {
+    py.detach(|| values::count(text, most)) // other threads may run meanwhile
 }
 
 fn fixed_salt(salt: &[u8]) -> Result<[u8; SALT_LEN], Error> {
@@ -393,5 +398,6 @@ fn _ext(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(generate_key, module)?)?;
     module.add_function(wrap_pyfunction!(key_id, module)?)?;
     module.add_function(wrap_pyfunction!(hash_secret, module)?)?;
+    module.add_function(wrap_pyfunction!(json_values, module)?)?;
     Ok(())
 }
