@@ -18,7 +18,7 @@ CARGO_TEST = if cargo --version >/dev/null 2>&1; then cargo test --quiet --locke
 	elif [ -n "$$CI" ]; then echo "failed: cargo is not on PATH, the crate's tests could not run"; exit 1; \
 	else echo "left out: cargo is not on PATH, so the native crate's own tests do not run"; fi
 
-.PHONY: run test lint format setup help lock clean-setup
+.PHONY: run test lint audit format setup help lock clean-setup
 .DEFAULT_GOAL := help
 
 run: $(STAMP) ## set up, find the engines, start the proxy, show a streamed answer
@@ -28,13 +28,22 @@ test: $(STAMP) node-client ## all tests that need no real engine
 	@$(CARGO_TEST)
 	@$(BIN)/python -m pytest tests --ignore=tests/real
 
-lint: $(STAMP) ## ruff, mypy, stubtest, clippy, rustfmt
+lint: $(STAMP) ## ruff, bandit, patterns of insecure code, mypy, stubtest, clippy, rustfmt
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive flm
+	@$(BIN)/python -m tests.structure.patterns flm
 	@$(BIN)/mypy
 	@$(BIN)/python -m mypy.stubtest flm._native._ext
 	@PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo clippy --quiet --locked --all-targets -- -D warnings
 	@cargo fmt --check
+
+audit: $(STAMP) ## known vulnerabilities of everything locked; asks the advisory databases on the internet
+	@$(BIN)/python -m pip install --quiet pip-audit
+	@$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements/dev.lock || \
+		{ echo "failed: pip-audit found something, or could not ask"; exit 1; }
+	@cargo audit --version >/dev/null 2>&1 || { echo "failed: cargo-audit is missing: cargo install --locked cargo-audit"; exit 1; }
+	@cargo audit --deny warnings
 
 format: $(STAMP) ## rewrite the code as the formatters want it
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; cargo fmt
