@@ -90,7 +90,7 @@ class AuditTrail:
                 self._recovered()
 
     async def end(self) -> None:
-        """Store what there is and close the database. No longer than LAST_SECONDS."""
+        """Store what there is and close the database. Takes LAST_SECONDS, and a wait for a lock, at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_SECONDS):
                 await self.drain()
@@ -141,7 +141,7 @@ class AuditTrail:
                 self._looked = -RETENTION_SECONDS  # and again at the next turn
         if gone:
             self._since = await table.oldest(database)
-            await table.give_back(database)
+            await database.give_back()
 
     async def _trouble(self, error: CommandError) -> None:
         if self._last_error != error.message:

@@ -97,16 +97,16 @@ class AuditService:
             raise CommandError(CommandCode.USAGE, "what is followed has no end: leave out --until")
         chosen = await self._filter(query)
         await self._store()
-        database, identity, last = None, None, -1
+        database, identity, last = None, None, None
         try:
             while True:
                 found = await asyncio.to_thread(_identity, self._folder)
-                if found != identity:  # it has just been made, or was set aside and begun anew
+                if last is None or found != identity:
                     if database is not None:
                         await database.close()
                     database, identity = await audit_file.open_for_reading(self._folder), found
-                    if last >= 0 or database is None:
-                        last = 0
+                    if last is not None or database is None:
+                        last = 0  # it has just been made, or was set aside and begun anew
                     else:
                         last = await table.last_id(database)
                         for row in await table.newest(database, chosen, first):

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from flm.errors import CommandError
-from flm.store import keys, policy
+from flm.store import audit_file, keys, policy
 from flm.store.database import Database, open_config, open_security
 from flm.store.folder import Folder
 from flm.store.pepper import load_pepper
@@ -44,13 +44,13 @@ class CheckService:
         """Check every database in full, and the pepper. Creates nothing in a folder that was never used."""
         folder = self._folder
         if not any(map(_exists, (folder.config, folder.security, folder.pepper))):
-            return [
-                Checked(path.name, str(path), False, ()) for path in (folder.config, folder.security, folder.pepper)
-            ]
+            never_used = (folder.config, folder.security, folder.pepper, folder.audit)
+            return [Checked(path.name, str(path), False, ()) for path in never_used]
         return [
             await self._database(folder.config, open_config),
             await self._database(folder.security, open_security),
             await self._pepper(),
+            await self._audit(),
         ]
 
     async def _database(self, path: Path, opened: Callable[[Folder], Awaitable[Database]]) -> Checked:
@@ -64,6 +64,19 @@ class CheckService:
         except CommandError as error:
             problems = (error.message,)
         return Checked(path.name, str(path), _exists(path), problems, _size(path), generation)
+
+    async def _audit(self) -> Checked:
+        """The audit log, which may be missing: it is made by the first proxy, or anew by the next."""
+        path = self._folder.audit
+        problems: tuple[str, ...] = ()
+        try:
+            database = await audit_file.open_for_reading(self._folder)
+            if database is not None:
+                async with database:
+                    problems = tuple(await database.damage())
+        except CommandError as error:
+            problems = (error.message,)
+        return Checked(path.name, str(path), _exists(path), problems, _size(path))
 
     async def _pepper(self) -> Checked:
         path = self._folder.pepper

@@ -114,12 +114,6 @@ async def shrink(database: Database, most: int) -> int:
         )
 
 
-async def give_back(database: Database) -> None:
-    """Give the disk back what deleted rows have left. Raises DB_ERROR."""
-    await database.rows("PRAGMA incremental_vacuum")
-    await database.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # says "busy" in its row, and leaves it, if someone reads
-
-
 async def _select(reader: Reader, chosen: Filter, first: str, values: Sequence[object], rest: str) -> list[Row]:
     conditions, parameters = ([first] if first else []), list(values)
     for condition, found in _conditions(chosen):

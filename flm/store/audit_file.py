@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +25,11 @@ from flm.store.database import Database, open_by
 from flm.store.folder import Folder, secure_file, sync_folder
 from flm.store.inspection import inspect
 
+BUSY_MS: Final = 2000  # how long the writer waits for another program's transaction: rows wait, and so does a stop
 LARGEST_INSPECTED: Final = 1 << 30  # a look through every page takes seconds at this size, in which rows wait
 KEPT_ASIDE: Final = 3  # damaged files that are kept; on a dying disk there could be many
+_LOOKS: Final = 3  # one that is just being made looks like a damaged one
+_LOOK_AGAIN_SECONDS: Final = 0.05
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 _MAY_PASS: Final = ("BUSY", "LOCKED", "IOERR", "CANTOPEN", "FULL", "READONLY", "NOMEM", "PERM", "INTERRUPT", "PROTOCOL")
 
@@ -35,17 +38,23 @@ log = logging.getLogger("flm.store")
 
 async def open_for_writing(folder: Folder) -> Database:
     """The audit database, made if it is not there, set aside first if it cannot be used. Raises DB_ERROR, IO_ERROR."""
-    return await open_by(lambda: _open(folder.audit), folder.audit)
+    database = await open_by(lambda: _open(folder.audit), folder.audit)
+    await database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
+    return database
 
 
 async def open_for_reading(folder: Folder) -> Database | None:
     """The audit database as it is; None if there is none. Raises DB_ERROR, IO_ERROR, MIGRATION_FAILED."""
     if not await asyncio.to_thread(os.path.lexists, folder.audit):
         return None
-    try:
-        await asyncio.to_thread(_look, folder.audit)
-    except CommandError as error:
-        raise CommandError(error.code, f"{_reason(error)}; a proxy that writes to it sets it aside") from None
+    for attempt in range(1, _LOOKS + 1):
+        try:
+            await asyncio.to_thread(_look, folder.audit)
+            break
+        except CommandError as error:
+            if attempt == _LOOKS:
+                raise CommandError(error.code, f"{_reason(error)}; a proxy that writes to it sets it aside") from None
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
     return await open_by(lambda: opening.open_by_itself(folder.audit, AUDIT), folder.audit)
 
 
@@ -85,14 +94,8 @@ def _look(path: Path) -> None:
 
 
 def _set_aside(path: Path, why: str) -> None:
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = next(
-        name
-        for number in range(1000)
-        if not os.path.lexists(
-            name := path.with_name(f"{path.name}.damaged-{stamp}" + (f"-{number}" if number else ""))
-        )
-    )
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")  # in the order of their names, and no two alike
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
     try:
         for suffix in (*_COMPANIONS, ""):  # the database last: until then it is found, and set aside, again
             with contextlib.suppress(FileNotFoundError):

@@ -9,6 +9,7 @@ import pytest
 
 from flm.services.check import Checked, CheckService
 from flm.services.security import SecurityService
+from flm.store import audit, audit_file
 from flm.store.folder import Folder
 
 
@@ -18,7 +19,7 @@ def check(folder: Folder) -> dict[str, Checked]:
 
 def test_a_folder_that_was_never_used_stays_so(folder: Folder) -> None:
     found = check(folder)
-    assert [each.exists for each in found.values()] == [False] * 3
+    assert [each.exists for each in found.values()] == [False] * 4
     assert all(each.well for each in found.values())
     assert not folder.root.exists()
 
@@ -26,8 +27,13 @@ def test_a_folder_that_was_never_used_stays_so(folder: Folder) -> None:
 def test_all_is_well(folder: Folder) -> None:
     asyncio.run(SecurityService(folder).create_key("a"))
     found = check(folder)
-    assert list(found) == ["config.db", "security.db", "pepper"]
-    assert all(each.well and each.exists and each.bytes for each in found.values())
+    assert list(found) == ["config.db", "security.db", "pepper", "audit.db"]
+    assert all(each.well for each in found.values())
+    assert [name for name, each in found.items() if each.exists and each.bytes] == [
+        "config.db",
+        "security.db",
+        "pepper",
+    ]
     assert found["security.db"].generation == 2
 
 
@@ -76,3 +82,25 @@ def test_rows_that_break_a_rule_are_found(folder: Folder) -> None:
     connection.execute("UPDATE generation SET one = 2")
     connection.close()
     assert not check(folder)["security.db"].well
+
+
+def test_a_damaged_audit_log(folder: Folder) -> None:
+    asyncio.run(SecurityService(folder).create_key("a"))
+
+    async def begin() -> None:
+        async with await audit_file.open_for_writing(folder) as database:
+            await audit.add(
+                database,
+                [(n, n, f"r{n}", "::1", None, "GET", "/", None, None, 200, 1.0, None, 0, 0, None) for n in range(500)],
+            )
+
+    asyncio.run(begin())
+    found = check(folder)["audit.db"]
+    assert (found.exists, found.problems) == (True, ())
+    with open(folder.audit, "r+b") as file:
+        file.seek(3 * 4096 + 7)
+        file.write(b"\xff" * 2000)
+    before = folder.audit.read_bytes()
+    assert "audit.db is not used: it is damaged" in check(folder)["audit.db"].problems[0]
+    assert "keys and settings" not in check(folder)["audit.db"].problems[0]
+    assert folder.audit.read_bytes() == before
