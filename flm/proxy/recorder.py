@@ -22,6 +22,7 @@ _KEY: Final = re.compile(KEY_PATTERN)
 _KEY_START: Final = "flm_"
 _SHOWN: Final = 200  # characters of a caller's own words that a log line repeats
 _OK: Final = 200  # with an error: a stream that was broken off
+_CLIENTS_OWN: Final = frozenset({"client_disconnected", "client_too_slow"})  # nobody here made a mistake
 _SERVER_ERROR: Final = 500
 _CLIENT_ERROR: Final = 400
 
@@ -105,7 +106,10 @@ class Recorder:
     def end(self, record: Record) -> None:
         """A request is over: count it and write its line."""
         self._counters.add(self._slot, IN_FLIGHT, -1)
-        if record.status >= _SERVER_ERROR or (record.status == _OK and record.error_type is not None):
+        broken_off = record.status == _OK and record.error_type is not None
+        if record.error_type in _CLIENTS_OWN:
+            pass  # people close tabs: no error, and none that is counted
+        elif record.status >= _SERVER_ERROR or broken_off:
             record.level = "error"
             self._counters.add(self._slot, ERRORS, 1)
         elif record.status >= _CLIENT_ERROR or record.warnings:

@@ -94,7 +94,7 @@ def test_a_client_that_leaves_while_it_does_not_read_stops_the_engine() -> None:
             client.leave()
             assert client.task is not None
             await client.task
-            assert world.lines[-1]["error_type"] == "client_disconnected"
+            assert (world.lines[-1]["error_type"], world.lines[-1]["level"]) == ("client_disconnected", "info")
             assert scripted.peers[0].sent < 16 << 20  # the kernel's buffers, not FLM's memory
 
     run(test())
