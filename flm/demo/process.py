@@ -1,8 +1,9 @@
 """Starts the demo engine in the background, finds it again and ends it: one per run folder.
 
 Identity: the running engine itself holds a lock on `demo.lock` for as long as it lives, whatever way it ends, so a
-process id in `demo.json` is believed only while the lock is held, and can't belong to another process. The lock is
-taken by whoever starts the engine and inherited by it, so two starts at once make one engine.
+process id in `demo.json` is believed only while the lock is held, and only if what the caller's `identify` says of that
+process is what it said when it was started. The lock is taken by whoever starts the engine and inherited by it, so two
+starts at once make one engine.
 
 Knows nothing of settings or of the proxy; blocking, so an event loop calls it in a thread. POSIX.
 """
@@ -18,14 +19,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import msgspec.structs
 
 START_SECONDS = 10.0  # a cold interpreter on a busy machine takes two
 STOP_SECONDS = 5.0  # then it is killed
 POLL_SECONDS = 0.02
 PACE_SECONDS = 0.02  # between two words: so that a person sees a stream
+
+# What tells a living process from another that got the same id later; None if there is none.
+Identify = Callable[[int], str | None]
+
+
+def _anonymous(_pid: int) -> str | None:
+    """Where the lock alone has to do."""
+    return None
 
 
 class DemoEngine(msgspec.Struct, frozen=True):
@@ -35,13 +46,14 @@ class DemoEngine(msgspec.Struct, frozen=True):
     url: str
     dialect: str
     model: str
+    identity: str | None = None
 
 
 class DemoError(Exception):
     """The demo engine could not be started or ended; the message is for people."""
 
 
-def start(run_folder: Path, *, pace: float = PACE_SECONDS) -> DemoEngine:
+def start(run_folder: Path, *, pace: float = PACE_SECONDS, identify: Identify = _anonymous) -> DemoEngine:
     """Start it, or find the one that runs. It listens when this returns. Raises DemoError, OSError."""
     run_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     deadline = time.monotonic() + START_SECONDS
@@ -49,17 +61,17 @@ def start(run_folder: Path, *, pace: float = PACE_SECONDS) -> DemoEngine:
         lock = _take_lock(run_folder)
         if lock is not None:
             try:
-                return _spawn(run_folder, lock, pace)
+                return _spawn(run_folder, lock, pace, identify)
             finally:
                 os.close(lock)
-        found = find(run_folder)
+        found = find(run_folder, identify)
         if found is not None:
             return found
         time.sleep(POLL_SECONDS)  # another start is under way
     raise DemoError(f"the demo engine did not say within {START_SECONDS:g} s that it listens; try again")
 
 
-def find(run_folder: Path) -> DemoEngine | None:
+def find(run_folder: Path, identify: Identify = _anonymous) -> DemoEngine | None:
     """The engine that runs for this folder, or None."""
     lock = _take_lock(run_folder) if run_folder.is_dir() else -1
     if lock is not None:
@@ -67,15 +79,17 @@ def find(run_folder: Path) -> DemoEngine | None:
             os.close(lock)
         return None
     try:
-        return msgspec.json.decode(_record(run_folder).read_bytes(), type=DemoEngine)
+        engine = msgspec.json.decode(_record(run_folder).read_bytes(), type=DemoEngine)
     except (OSError, msgspec.DecodeError):
         return None
+    return engine if identify(engine.pid) == engine.identity else None
 
 
-def stop(run_folder: Path) -> bool:
+def stop(run_folder: Path, identify: Identify = _anonymous) -> bool:
     """End it and wait until it is gone. False if none was running. Raises DemoError if it will not go."""
-    engine = find(run_folder)
+    engine = find(run_folder, identify)
     if engine is None:
+        _forget(run_folder)
         return False
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
@@ -88,6 +102,14 @@ def stop(run_folder: Path) -> bool:
 
 def _record(run_folder: Path) -> Path:
     return run_folder / "demo.json"
+
+
+def _forget(run_folder: Path) -> None:
+    """Take away the record of one that ended in another way."""
+    lock = _take_lock(run_folder) if run_folder.is_dir() else None
+    if lock is not None:
+        _record(run_folder).unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _take_lock(run_folder: Path) -> int | None:
@@ -104,13 +126,15 @@ def _take_lock(run_folder: Path) -> int | None:
 def _gone(run_folder: Path, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if find(run_folder) is None:
+        lock = _take_lock(run_folder)
+        if lock is not None:
+            os.close(lock)
             return True
         time.sleep(POLL_SECONDS)
     return False
 
 
-def _spawn(run_folder: Path, lock: int, pace: float) -> DemoEngine:
+def _spawn(run_folder: Path, lock: int, pace: float, identify: Identify) -> DemoEngine:
     """Start the process with the lock inherited, and wait for its line."""
     _record(run_folder).unlink(missing_ok=True)
     reading, writing = os.pipe()
@@ -134,6 +158,7 @@ def _spawn(run_folder: Path, lock: int, pace: float) -> DemoEngine:
         line = _line(reading, START_SECONDS)
     try:
         engine = msgspec.json.decode(line, type=DemoEngine)
+        engine = msgspec.structs.replace(engine, identity=identify(engine.pid))
     except msgspec.DecodeError:
         process.kill()
         process.wait()

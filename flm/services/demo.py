@@ -13,6 +13,7 @@ import msgspec
 from flm.demo import process
 from flm.demo.process import DemoError
 from flm.errors import CommandCode, CommandError
+from flm.runtime import instance
 from flm.services.engines import Engine, EngineService
 from flm.store.folder import Folder, secure_folder
 
@@ -43,7 +44,7 @@ class DemoService:
         for folder in (self._folder.root, self._folder.run):
             await asyncio.to_thread(secure_folder, folder)
         try:
-            running = await asyncio.to_thread(process.start, self._folder.run)
+            running = await asyncio.to_thread(process.start, self._folder.run, identify=_identity)
         except DemoError as error:
             raise CommandError(CommandCode.IO_ERROR, str(error)) from None
         engine = await self._registered(running.dialect, running.url)
@@ -51,10 +52,7 @@ class DemoService:
 
     async def stop(self) -> bool:
         """End it and unregister it. False if none was running. Raises IO_ERROR if it will not go."""
-        try:
-            ended = await asyncio.to_thread(process.stop, self._folder.run)
-        except DemoError as error:
-            raise CommandError(CommandCode.IO_ERROR, str(error)) from None
+        ended = await _end(self._folder)
         await self._forget()
         return ended
 
@@ -71,3 +69,22 @@ class DemoService:
         except CommandError as error:
             if error.code is not CommandCode.ENGINE_NOT_FOUND:
                 raise
+
+
+async def end_process_at(folder: Folder, url: str) -> None:
+    """End the demo engine of this folder, if it is the one at `url`. Raises IO_ERROR if it will not go."""
+    running = await asyncio.to_thread(process.find, folder.run, _identity)
+    if running is not None and running.url == url:
+        await _end(folder)
+
+
+async def _end(folder: Folder) -> bool:
+    try:
+        return await asyncio.to_thread(process.stop, folder.run, _identity)
+    except DemoError as error:
+        raise CommandError(CommandCode.IO_ERROR, str(error)) from None
+
+
+def _identity(pid: int) -> str | None:
+    found = instance.identify(pid)
+    return None if found is None else f"{found.start_time} {found.boot_id}"

@@ -155,9 +155,13 @@ class EngineService:
         return _shown(_seen(Detected(engine_id, kind, engine.url, "registered", state)))
 
     async def remove(self, engine_id: str) -> str:
-        """Unregister an engine and forget its credential; its id. Raises ENGINE_NOT_FOUND."""
+        """Unregister an engine and forget its credential; its id. The demo engine that FLM started is ended too.
+
+        Raises ENGINE_NOT_FOUND, and IO_ERROR if the demo engine will not go.
+        """
         async with await open_config(self._folder) as config, await open_security(self._folder) as security:
             async with config.transaction() as transaction:
+                urls = [each.url for each in await rows.registered(transaction) if each.id == engine_id]
                 found = await rows.unregister(transaction, engine_id)
                 await rows.replace_seen(transaction, [])
             async with security.transaction() as transaction:
@@ -169,6 +173,10 @@ class EngineService:
                 "is `registered` (one that is `detected` goes away when it ends)",
             )
         await put_in_force(self._folder)
+        from flm.services.demo import end_process_at  # here: it stands on this module
+
+        for url in urls:
+            await end_process_at(self._folder, url)
         return engine_id
 
     async def _see(self, *, fresh: bool) -> Sequence[SeenEngine]:

@@ -110,7 +110,8 @@ class ProxyService:
         """Stop the proxy and return when every process of it is gone.
 
         Running requests may finish for `proxy.stop_timeout_seconds`; `now` ends them at once. Either way what is left
-        gets one error event. `port`, if given, must be the one it serves. Raises PROXY_NOT_RUNNING.
+        gets one error event. `port`, if given, must be the one it serves. The demo engine of the folder ends with it.
+        Raises PROXY_NOT_RUNNING.
         """
         found = await self._settled()
         if port is not None and port != found.port:
@@ -126,7 +127,19 @@ class ProxyService:
             with contextlib.suppress(CommandError):  # it ended at that moment: what was wanted
                 await control.ask(self._socket, Request("stop", now=now), STOP_SECONDS)
         await self._wait_until_gone(found)
+        await self._end_demo()
         return Stopped(found.id, found.pid, found.port, killed)
+
+    async def _end_demo(self) -> None:
+        """The demo engine that FLM started has nobody left to answer."""
+        if not await asyncio.to_thread((self._folder.run / "demo.json").exists):
+            return
+        from flm.services.demo import DemoService  # only here: few have one
+
+        try:
+            await DemoService(self._folder).stop()
+        except CommandError as error:
+            log.warning("the proxy stopped, and the demo engine is still there: %s", error.message)
 
     async def reload(self) -> Handle:
         """New settings and new workers, with no request refused or cut. Raises PROXY_NOT_RUNNING, or the reason why the
