@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from flm._native import KEY_PATTERN
 from flm.errors import Header, RequestError
@@ -27,14 +28,15 @@ _HOP: Final = frozenset(
 )
 _REQUEST: Final = _HOP | frozenset(
     b"host content-length expect accept-encoding max-forwards".split()
-    + b"origin referer forwarded via x-real-ip x-client-ip x-cluster-client-ip true-client-ip client-ip".split()
-    + b"x-request-id x-conversation-id x-rewrite-url x-method-override".split()
+    + b"origin referer forwarded via x-request-id x-conversation-id x-host x-method-override pass x-pass x-pwd".split()
 )
 _REQUEST_PREFIXES: Final = (
-    b"x-forwarded-", b"x-original-", b"x-http-method", b"x-stainless-", b"x-flm-", b"x-envoy-", b"x-accel-",
-    b"sec-", b"cf-", b"fastly-", b"proxy-", b"access-control-",
+    b"x-forward", b"x-origin", b"x-override-", b"x-rewrite-", b"x-http-method", b"x-stainless-", b"x-flm-", b"x-envoy-",
+    b"x-accel-", b"x-openwebui-", b"x-appengine-", b"x-user", b"x-remote-", b"remote-", b"sec-", b"cf-", b"fastly-",
+    b"proxy-", b"access-control-",
 )  # fmt: skip
-_CREDENTIAL = re.compile(rb"auth|api-?key|-key$|token|secret|cookie|credential|password|session").search
+_REQUEST_SUFFIXES: Final = (b"-ip", b"-clientip", b"-user")  # who the client is, in whatever proxy's words
+_CREDENTIAL = re.compile(rb"auth|api-?key|-key$|token|secret|cookie|credential|passw|passphrase|session").search
 _ANSWER: Final = _HOP | frozenset(
     b"content-length content-location location refresh date server via x-powered-by x-request-id".split()
     + b"set-cookie set-cookie2 www-authenticate authentication-info clear-site-data".split()
@@ -50,8 +52,17 @@ _MIN_SECRET: Final = 16  # a credential shorter than this is a word that stands 
 
 
 def holds_key(text: bytes) -> bool:
-    """Whether an FLM key stands in a path or a query: it would reach the engine, and the logs on the way."""
-    return _key(text) is not None
+    """Whether an FLM key stands in a path or a query, percent-encoded or not: it would reach the engine, and the logs
+    on the way."""
+    return _key(text) is not None or _key(unquote_to_bytes(text)) is not None
+
+
+def _tells(secret: bytes | None, header: Header) -> bool:
+    """Whether a header of an answer tells `secret`; names come in lower case, and a redirect may be encoded."""
+    if secret is None:
+        return False
+    secret, text = secret.lower(), b" ".join(header).lower()
+    return secret in text or secret in unquote_to_bytes(text)
 
 
 def _nominated(connection: bytes) -> frozenset[bytes]:
@@ -68,6 +79,7 @@ def request_headers(headers: Iterable[Header]) -> tuple[Header, ...]:
         if name not in _REQUEST
         and name not in dropped
         and not name.startswith(_REQUEST_PREFIXES)
+        and not name.endswith(_REQUEST_SUFFIXES)
         and not _CREDENTIAL(name)
         and _token(name)
         and _value(value)
@@ -86,12 +98,11 @@ def answer_headers(headers: Mapping[bytes, bytes], place: Place, secret: bytes |
         and not name.startswith(_ANSWER_PREFIXES)
         and _token(name)
         and _value(value)
-        and not (secret and secret in value)
     ]
     location = place.translated(headers.get(b"location"))
     if location is not None:
         kept.append((b"location", location))
-    return kept
+    return [header for header in kept if not _tells(secret, header)]
 
 
 class Place:

@@ -187,10 +187,10 @@ async def _answer(target: Target, response: Response, responder: Responder) -> N
     place = Place(target.engine.id, target.pool.origin, target.pool.base_path)
     headers = answer_headers(response.headers, place, veil.secret)
     bodiless = response.status in _BODILESS
-    length = response.headers.get(b"content-length")
-    if length is not None and not bodiless:
-        headers.append((b"content-length", length))
-    left = int(length) if length is not None and length.isdigit() else -1  # bytes to the end, if that is known
+    length = response.headers.get(b"content-length", b"")
+    left = int(length) if length.isdigit() else -1  # bytes to the end, if that is known
+    if left >= 0 and not bodiless:
+        headers.append((b"content-length", b"%d" % left))  # written anew: `010` is eight for some
     await responder.begin(response.status, headers, last=bodiless or left == 0)
     if bodiless or responder.without_body:
         response.release()

@@ -22,7 +22,10 @@ NOT_TO_ENGINE = [
     b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-anything", b"x-real-ip", b"true-client-ip",
     b"cf-connecting-ip", b"via", b"x-stainless-os", b"x-conversation-id", b"x-request-id", b"x-original-url",
     b"x-rewrite-url", b"x-http-method-override", b"x-method-override", b"sec-fetch-site", b"x-flm-anything",
-    b"X_Forwarded_For", b"Content_Length", b"max-forwards",
+    b"X_Forwarded_For", b"Content_Length", b"max-forwards", b"x-forwarded", b"x-openwebui-user-email", b"remote-user",
+    b"remote-groups", b"x-remote-addr", b"x-user", b"x-user-id", b"x-webauth-user", b"forwarded-user", b"some-ip",
+    b"fly-client-ip", b"x-clientip", b"wl-proxy-clientip", b"x-originating-url", b"x-host", b"x-override-url",
+    b"x-rewrite-path", b"x-http-method", b"pass", b"x-passwd", b"x-pwd", b"x-appengine-country",
 ]  # fmt: skip
 NOT_TO_CLIENT = [
     b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authenticate",
@@ -79,7 +82,22 @@ def test_a_header_that_could_break_out_crosses_in_no_direction(value: bytes) -> 
 
 
 def test_an_answers_header_that_holds_flms_credential_stays_here() -> None:
-    assert answer_headers({b"x-echo": b"Bearer " + SECRET.encode()}, PLACE, SECRET.encode()) == []
+    secret = SECRET.encode()
+    encoded = secret.replace(b"-", b"%2d")
+    for header in (
+        {b"x-echo": b"Bearer " + secret},
+        {secret: b"1"},
+        {b"x-" + secret: b"1"},
+        {b"location": b"/base/x?key=" + secret},
+        {b"location": b"/base/x?key=" + encoded},
+        {b"location": b"/base/" + encoded},
+        {b"link": b"</x?key=" + encoded + b">"},
+    ):
+        assert answer_headers({**header, b"etag": b"1"}, PLACE, secret) == [(b"etag", b"1")]
+
+
+def test_a_header_named_like_the_credential_in_small_letters_stays_here() -> None:
+    assert answer_headers({b"sk-canary0123456789": b"1"}, PLACE, b"sk-CANARY0123456789") == []
 
 
 @pytest.mark.parametrize(

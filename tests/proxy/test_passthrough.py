@@ -134,6 +134,19 @@ def test_an_answer_that_is_none_is_502(head: bytes) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_length_of_an_answer_is_written_anew(method: str) -> None:
+    """`010` is eight for whoever takes a leading zero for octal: where the answer ends would be in doubt."""
+
+    async def test() -> None:
+        body = b"" if method == "HEAD" else b"0123456789"
+        data = b"HTTP/1.1 200 OK\r\ncontent-length: 010\r\n\r\n" + body
+        client, _ = await ask([receive(), say(data), stall()], method)
+        assert (client.headers[b"content-length"], client.body) == (b"10", body)
+
+    run(test())
+
+
 def test_interim_answers_are_taken_out() -> None:
     async def test() -> None:
         client, _ = await ask([receive(), say(b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\n" + answer(200, b"ok")), stall()])
@@ -311,7 +324,14 @@ def test_a_key_that_was_written_into_the_address_reaches_nobody() -> None:
     async def test() -> None:
         async with ScriptedEngine([serve({})]) as scripted:
             world = World(engine(scripted.url), **ALL)
-            for address in (f"/engine/e/x?api_key={world.key}", f"/engine/e/{world.key}"):
+            encoded = "".join(f"%{ord(character):02x}" for character in world.key)
+            for address in (
+                f"/engine/e/x?api_key={world.key}",
+                f"/engine/e/x?k=%66{world.key[1:]}",
+                f"/engine/e/x?a=%00&k={encoded}",
+                f"/engine/e/{world.key}",
+                f"/engine/e/{encoded}",
+            ):
                 client = await world.ask("GET", address)
                 assert (client.status, client.code) == (400, "invalid_request")
                 assert world.key not in client.error["message"]
