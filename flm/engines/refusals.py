@@ -80,6 +80,14 @@ _LACKS = {
     "requires --enable-auto-tool-choice": "tools",
     "requires --tool-call-parser": "tool_choice",
 }
+# The caller's mistakes that are answered 500: llama-server (tools and calls of another type or without a name,
+# arguments that are no JSON), alone and inside Ollama; Ollama 0.11.4 and 0.24.0 (the last).
+_MISTAKES = {
+    "Failed to parse tools:": "tools",
+    "Failed to parse messages:": "messages",
+    "Failed to parse tool call arguments": "messages",
+    "invalid JSON schema in format": "response_format",
+}
 
 
 def refusal(status: int, body: bytes, long_field: str) -> RequestError:
@@ -105,6 +113,9 @@ def _known(status: int, found: Reported, long_field: str) -> RequestError:
         for text, param in _LACKS.items():
             if text in message:
                 return RequestError(ErrorKind.UNSUPPORTED_PARAMETER, message, param=param)
+    for text, param in _MISTAKES.items():
+        if status == 500 and message.startswith(text):
+            return engine_refusal(400, message, param=param)
     named = found.code if isinstance(found.code, str) and not found.code.isdigit() else None
     if status == 404:
         about_model = "model" in message.lower()

@@ -27,6 +27,25 @@ def test_an_error_printed_as_a_go_map(text: str, message: str) -> None:
     assert refusal(500, json.dumps({"error": text}).encode(), "messages").message == message
 
 
+MISTAKES = [
+    ('Failed to parse tools: Unsupported tool type: {"type":"custom"}', "tools"),
+    ("Failed to parse messages: Missing tool call name: {}", "messages"),
+    ("Failed to parse tool call arguments as JSON: [json.exception.parse_error.101]", "messages"),
+    ("invalid JSON schema in format", "response_format"),
+]
+
+
+@pytest.mark.parametrize(("message", "param"), MISTAKES)
+def test_a_mistake_of_the_caller_is_no_failure_of_the_engine(message: str, param: str) -> None:
+    """llama-server and some Ollamas answer 500 to them."""
+    wrapped = {"error": {"code": 500, "message": message, "type": "server_error"}}
+    for error in (wrapped, {"error": message}, {"error": f"x: map[code:500 message:{message} type:server_error]"}):
+        found = refusal(500, json.dumps(error).encode(), "messages")
+        assert (found.status, found.code, found.param, found.message) == (400, "invalid_request", param, message)
+    quoted = refusal(500, json.dumps({"error": f"it wrote: {message}"}).encode(), "messages")
+    assert quoted.status == 502, "an engine's answer may hold the words"
+
+
 @pytest.mark.parametrize("times", [1_000, 40_000])
 @pytest.mark.parametrize(
     "piece", ["map[ code:123 message:", "map[", "code:123 ", "message: type:x ", "map[code:500 message:x type:", "]"]
