@@ -97,12 +97,14 @@ def judge(
 ) -> list[Detected]:
     """From what was seen to what is believed."""
     before = {(engine.kind, place_of(engine.url), engine.source): engine.state for engine in previous}
+    own = {(each.id, each.kind, each.url): each.state for each in previous if each.source == "registered"}
     found: list[Detected] = []
     claimed: set[str] = set()
     for candidate, observation in seen:
         engine = candidate.registered
         if engine is not None:
-            state = advance(before.get((engine.kind, candidate.place, "registered")), observation, thresholds, now)
+            # By its name: two may be registered at one place, such as one with TLS and one without.
+            state = advance(own.get((engine.id, engine.kind, engine.url)), observation, thresholds, now)
             found.append(Detected(engine.id, engine.kind, engine.url, "registered", state))
         elif observation.verdict in RECOGNISED and candidate.place not in claimed:
             claimed.add(candidate.place)

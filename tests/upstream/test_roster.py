@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from flm.engines.base import DialectDefaults, Verdict
 from flm.upstream.health import Observation, Thresholds
-from flm.upstream.roster import Candidate, Detected, judge
+from flm.upstream.roster import Candidate, Detected, Registered, judge
 
 A, B, C = "http://127.0.0.1:8080", "http://127.0.0.1:9931", "http://127.0.0.1:9999"
 GOOD = Observation(Verdict.RECOGNISED, latency_ms=5)
@@ -80,3 +82,21 @@ def test_another_kind_is_no_move() -> None:
         2.0,
     )
     assert names(found) == {"k": A, "o": B}
+
+
+@pytest.mark.parametrize("last", ["plain", "secret"])
+def test_two_that_are_registered_at_one_place_have_a_health_each(last: str) -> None:
+    """Such as the same port with TLS and without, of which one alone can be right."""
+    urls = {"plain": "http://127.0.0.1:9082", "secret": "https://localhost:9082"}
+    seen = {"plain": GOOD, "secret": Observation(Verdict.SILENT, detail="no TLS there")}
+    checks = [
+        (Candidate(Kind(), urls[name], False, Registered(name, "k", urls[name])), seen[name])  # type: ignore[arg-type]
+        for name in urls
+    ]
+    found: list[Detected] = []
+    for _ in range(4):
+        found = judge(checks, found, Thresholds(), 1.0)
+        found.sort(key=lambda each: each.id == last)
+    states = {each.id: each.state for each in found}
+    assert (states["plain"].status, states["plain"].failures) == ("RunningHealthy", 0)
+    assert (states["secret"].status, states["secret"].failures) == ("ErrorNetwork", 4)
