@@ -143,6 +143,7 @@ class TestCheck:
             ("config.db", True),
             ("security.db", True),
             ("pepper", True),
+            ("audit.db", True),
         ]
         assert flm("check", "--verbose").data[0]["bytes"] > 0
 
