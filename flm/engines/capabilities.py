@@ -97,10 +97,22 @@ _Row = tuple[Case, tuple[Rule, ...]]
 
 
 class Decision(msgspec.Struct):
-    """The fields that go on, and what the caller must be told."""
+    """The fields that go on, and what the caller must be told: the first MAX_CHANGES, and how many more there are."""
 
     fields: dict[str, Raw]
     changes: list[Change]
+    unnamed: int = 0
+
+    def tell(self, change: Change) -> None:
+        if len(self.changes) < MAX_CHANGES:
+            self.changes.append(change)
+        else:
+            self.unnamed += 1
+
+    def told(self) -> tuple[Change, ...]:
+        """All of it; the last may be `*`, whose value is the number of those that are not named."""
+        rest = (Change("*", "dropped", self.unnamed),) if self.unnamed else ()
+        return (*self.changes, *rest)
 
 
 class Table:
@@ -195,7 +207,7 @@ def apply(case: Case, rule: Rule, call: Call, decision: Decision) -> None:
         raise RequestError(rule.kind, rule.note or f"this engine takes no {case.label}", param=name)
     if rule.act is Act.DROP:
         if case.modality:
-            _warn(Change(name, "dropped"), decision)
+            decision.tell(Change(name, "dropped"))
         _drop(name, decision)
         return
     value = rule.value
@@ -211,7 +223,7 @@ def apply(case: Case, rule: Rule, call: Call, decision: Decision) -> None:
     elif value is not None and rule.act in (Act.CLAMP, Act.CHANGE):
         decision.fields[name] = _raw(value)
     if rule.act in WARNED:
-        _warn(Change(name, rule.act.value, value), decision)
+        decision.tell(Change(name, rule.act.value, value))
 
 
 def _raw(value: Any) -> Raw:
@@ -220,12 +232,7 @@ def _raw(value: Any) -> Raw:
 
 def _drop(name: str, decision: Decision) -> None:
     if first_byte(decision.fields.pop(name, NULL)) != LETTER_N:
-        _warn(Change(name[:MAX_NAME], "dropped"), decision)
-
-
-def _warn(change: Change, decision: Decision) -> None:
-    if len(decision.changes) < MAX_CHANGES:
-        decision.changes.append(change)
+        decision.tell(Change(name[:MAX_NAME], "dropped"))
 
 
 def _clamped(raw: Raw, bounds: tuple[float, float]) -> float:

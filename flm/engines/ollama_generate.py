@@ -109,7 +109,7 @@ def generate(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...], int]:
         logprobs=None if top is None else True,
         top_logprobs=top or None,
     )
-    return UpstreamRequest("/api/generate", _encoder.encode(request)), tuple(decided.changes), top or 0
+    return UpstreamRequest("/api/generate", _encoder.encode(request)), decided.told(), top or 0
 
 
 def _prompt(given: Raw) -> Raw:

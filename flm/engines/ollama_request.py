@@ -164,7 +164,7 @@ def chat(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...]]:
         logprobs=wanted.logprobs or None,
         top_logprobs=_top_logprobs(wanted),
     )
-    return UpstreamRequest("/api/chat", _encoder.encode(request)), tuple(decided.changes)
+    return UpstreamRequest("/api/chat", _encoder.encode(request)), decided.told()
 
 
 def embed(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...], EmbeddingParameters]:
@@ -182,7 +182,7 @@ def embed(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...], EmbeddingPar
         dimensions=wanted.dimensions,
         keep_alive=wanted.keep_alive,
     )
-    return UpstreamRequest("/api/embed", _encoder.encode(request)), tuple(decided.changes), wanted
+    return UpstreamRequest("/api/embed", _encoder.encode(request)), decided.told(), wanted
 
 
 def _top_logprobs(wanted: NativeParameters) -> int | None:

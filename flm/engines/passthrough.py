@@ -56,7 +56,7 @@ class PassThrough(DialectDefaults):
         check_tool_choice(chat)
         decided = self.chat_table.decide(call, modalities(chat.messages))
         request = self._request(call, decided.fields)
-        changes = tuple(decided.changes)
+        changes = decided.told()
         if call.peek.stream:
             return self.stream_type(request, changes, call)
         return self.answer_type(request, changes, call)
@@ -67,7 +67,7 @@ class PassThrough(DialectDefaults):
         inputs(wanted.prompt, "prompt")
         decided = self.completion_table.decide(call)
         request = self._request(call, decided.fields)
-        changes = tuple(decided.changes)
+        changes = decided.told()
         if call.peek.stream:
             return self.text_stream_type(request, changes, call, wanted)
         return self.text_type(request, changes, call, wanted)
@@ -77,7 +77,7 @@ class PassThrough(DialectDefaults):
         given = embedded(wanted.input)
         decided = self.embedding_table.decide(call)
         request = self._request(call, decided.fields)
-        return PassedVectors(request, tuple(decided.changes), call, wanted, given.count)
+        return PassedVectors(request, decided.told(), call, wanted, given.count)
 
     def _request(self, call: Call, fields: Mapping[str, Any]) -> UpstreamRequest:
         return UpstreamRequest(call.endpoint.value, _encoder.encode({**fields, "model": call.model}))

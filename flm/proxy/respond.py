@@ -202,7 +202,7 @@ _MAX_DECIMAL: Final = 999_999_999_999.0  # §3.3.2: twelve digits before the poi
 
 
 def _token(text: str) -> str:
-    is_token = text[:1].isalpha() and text.isascii() and _TOKEN_CHARS.issuperset(text)
+    is_token = (text[:1].isalpha() or text[:1] == "*") and text.isascii() and _TOKEN_CHARS.issuperset(text)
     return text if is_token else _string(text)
 
 

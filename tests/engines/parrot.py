@@ -210,7 +210,7 @@ class Parrot(DialectDefaults):
             decided = self.embedding_table.decide(call)
             texts = [wanted.input] if isinstance(wanted.input, str) else list(wanted.input)
             request = UpstreamRequest("/parrot/measure", encode({"bird": call.model, "texts": texts}))
-            return Measured(request, tuple(decided.changes), call, base64=wanted.encoding_format == "base64")
+            return Measured(request, decided.told(), call, base64=wanted.encoding_format == "base64")
         if call.endpoint is Endpoint.CHAT:
             messages = parameters(fields, ChatParameters).messages
             decided = self.chat_table.decide(call, modalities(messages))
@@ -221,7 +221,7 @@ class Parrot(DialectDefaults):
             decided = self.completion_table.decide(call)
             heard = [prompt] if isinstance(prompt, str) else list(map(str, prompt))
         request = UpstreamRequest("/parrot/speak", encode({"bird": call.model, "heard": heard}))
-        return (Spoken if call.peek.stream else Said)(request, tuple(decided.changes), call)
+        return (Spoken if call.peek.stream else Said)(request, decided.told(), call)
 
 
 DIALECT = Parrot()

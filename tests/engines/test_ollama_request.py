@@ -213,6 +213,14 @@ def test_what_is_changed_is_said(
     assert set(found) <= {"model", "messages", "stream", "options"}
 
 
+@pytest.mark.parametrize(("unknown", "last"), [(32, Change("x31", "dropped")), (35, Change("*", "dropped", 3))])
+def test_however_many_changes_there_are_none_is_kept_quiet(unknown: int, last: Change) -> None:
+    _, changes = sent(chat(**{f"x{number}": 1 for number in range(unknown)}))
+    assert changes[:32] == tuple(Change(f"x{number}", "dropped") for number in range(32))
+    assert changes[-1] == last
+    assert len(changes) <= 33
+
+
 @pytest.mark.parametrize(
     ("choice", "tools", "changes"),
     [

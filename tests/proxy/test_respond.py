@@ -21,6 +21,7 @@ from flm.proxy.respond import warnings_header
         (("a", "changed", True), b"a;action=changed;value=?1"),
         (("a", "changed", 10**15), b'a;action=changed;value="1000000000000000"'),
         (("9a", "dropped", None), b'"9a";action=dropped'),
+        (("*", "dropped", 3), b"*;action=dropped;value=3"),
     ],
 )
 def test_one_change(change: tuple[str, str, object], item: bytes) -> None:
