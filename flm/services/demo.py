@@ -87,4 +87,4 @@ async def _end(folder: Folder) -> bool:
 
 def _identity(pid: int) -> str | None:
     found = instance.identify(pid)
-    return None if found is None else f"{found.start_time} {found.boot_id}"
+    return None if found is None else f"{pid} {found.start_time} {found.boot_id}"
