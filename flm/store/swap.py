@@ -21,7 +21,16 @@ from typing import Final
 import msgspec
 
 from flm.errors import CommandCode, CommandError
-from flm.store.folder import Folder, create_file, locked, read_file, secure_file, sync_folder, write_new_file
+from flm.store.folder import (
+    Folder,
+    create_file,
+    locked,
+    read_file,
+    secure_file,
+    secure_folder,
+    sync_folder,
+    write_new_file,
+)
 from flm.store.inspection import BUSY_SECONDS, uri
 
 JOURNAL: Final = ".restoring"
@@ -90,6 +99,8 @@ def replace(folder: Folder, staged: Path, kept: Path) -> bool:
 def _put_in_place(folder: Folder, staged: Path) -> None:
     for name, path in members(folder).items():
         if (staged / name).exists():
+            if not path.parent.is_dir():
+                secure_folder(path.parent)
             for suffix in _BESIDE:  # of a database that was damaged, or the new one would be taken for its own
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{path}{suffix}")

@@ -9,7 +9,9 @@ import shutil
 import signal
 import sqlite3
 import stat
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -138,6 +140,45 @@ def test_the_way_back_names_databases_that_lie_elsewhere(folder: Folder, tmp_pat
     restored = restore(elsewhere, backup(elsewhere, tmp_path / "b"))
     assert f"--db-path-config '{elsewhere.config}'" in restored.to_undo
     assert labels(elsewhere) == ["old"]
+
+
+@pytest.fixture
+def other_disk() -> Iterator[Path]:
+    """A folder on another file system, where no second name of a file here can be."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        yield Path(path)
+
+
+def test_a_database_on_another_file_system_is_replaced_with_the_others(
+    folder: Folder, tmp_path: Path, other_disk: Path
+) -> None:
+    make_key(folder, "new")
+    file = backup(folder, tmp_path / "b")
+    seen = []
+    for step in range(1, 2000, 4):
+        root = tmp_path / f"victim{step}"
+        victim = msgspec.structs.replace(
+            locate({"FLM_HOME": str(root)}), security=other_disk / f"{step}" / "keys.db", config=root / "config.db"
+        )
+        make_key(victim, "old")
+        ended = cut_off(lambda at=victim: BackupService(at)._restore(file, SECRET), step, "kill", CommandError)
+        seen += labels(victim)
+        if ended == FINISHED:
+            break
+    assert set(seen) == {"old", "new"}
+    assert seen[-1] == "new"
+    (kept,) = victim.root.glob(f"{KEPT}*")
+    restore(victim, kept, None)
+    assert labels(victim) == ["old"]
+
+
+def test_a_folder_for_a_database_is_made(folder: Folder, tmp_path: Path) -> None:
+    make_key(folder, "new")
+    file = backup(folder, tmp_path / "b")
+    fresh = locate({"FLM_HOME": str(tmp_path / "fresh")}, config=str(tmp_path / "far/away/config.db"))
+    restore(fresh, file)
+    assert labels(fresh) == ["new"]
+    assert stat.S_IMODE(fresh.config.parent.stat().st_mode) == 0o700
 
 
 def test_a_file_that_is_there_is_not_overwritten(folder: Folder, tmp_path: Path) -> None:
