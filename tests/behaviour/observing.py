@@ -15,6 +15,7 @@ from typing import Any
 from flm.demo.registry import DIALECTS as SIMULATORS
 from flm.engines.registry import DIALECTS
 from flm.services.engines import EngineTimeouts
+from flm.services.security import SecurityService
 from tests.behaviour import hygiene
 from tests.behaviour.situations import CLIENTS, DEAD, ENGINES, SITUATIONS, STUCK, Situation
 from tests.behaviour.stage import Seen, Stage, Way
@@ -24,6 +25,7 @@ from tests.support.installed import installed
 KINDS = tuple(sorted(set(DIALECTS) & set(SIMULATORS)))
 HASTY = EngineTimeouts(first_byte=0.5, between_bytes=0.5)
 SEND_TIMEOUT = 4.0
+UNLIMITED = b'{"auth_failure_limit":{"rpm":0}}'  # so many bad keys in a row would be 429
 NEVER = 86_400.0  # between two checks of an engine: the only requests are those of clients
 
 Rows = dict[str, list[tuple[Way, Seen]]]
@@ -54,6 +56,7 @@ async def observe(root: Path) -> Observed:
             "proxy__send_timeout_seconds": SEND_TIMEOUT,
         }
         flm = await stack.enter_async_context(installed(root, engines, **flags))
+        await SecurityService(flm.proxy.folder).set_policy(UNLIMITED)
         stages = [Stage(flm, kind, demos[kind]) for kind in KINDS]
         for stage in stages:
             await stage.learn()
