@@ -17,7 +17,7 @@ from flm.demo import script
 from flm.demo.chat import Asked, Message, Tool, Turn, oversized, turn
 from flm.demo.dialect import Answer, Request, status_line
 from flm.demo.directives import find
-from flm.demo.openai import Handler, OpenAI, RefusalError, encode, texts_of
+from flm.demo.openai import MODELS_CREATED, Handler, OpenAI, RefusalError, encode, texts_of
 
 NATIVE_JSON = b"application/json; charset=utf-8"
 PLAIN = b"text/plain; charset=utf-8"
@@ -120,14 +120,14 @@ class Ollama(OpenAI):
         return Answer(200, NATIVE_JSON, encode({"version": self.version or VERSION}))
 
     def tags(self, request: Request) -> Answer:
-        return Answer(200, NATIVE_JSON, encode({"models": [self._tag(name, request) for name in self.models]}))
+        return Answer(200, NATIVE_JSON, encode({"models": [self._tag(name) for name in self.models]}))
 
-    def _tag(self, name: str, request: Request) -> dict[str, Any]:
+    def _tag(self, name: str) -> dict[str, Any]:
         details: dict[str, Any] = {"parent_model": "", **DETAILS}
         entry: dict[str, Any] = {
             "name": name,
             "model": name,
-            "modified_at": stamp(request.created),
+            "modified_at": stamp(MODELS_CREATED),  # as of a file: a list that does not change must not seem to
             "size": SIZE,
             "digest": hashlib.sha256(name.encode()).hexdigest(),
             "details": details,
@@ -161,7 +161,7 @@ class Ollama(OpenAI):
         return Answer(200, NATIVE_JSON, encode(told))
 
     def model_entry(self, name: str, request: Request) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": int(request.created), "owned_by": "library"}
+        return {"id": name, "object": "model", "created": MODELS_CREATED, "owned_by": "library"}
 
     # --- chat
 

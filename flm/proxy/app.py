@@ -142,6 +142,8 @@ ROUTES: Final[dict[bytes, Route]] = {
 }
 MODEL_ROUTE: Final = Route("/v1/models/{id}", ("GET", "HEAD"), _model, scope=scopes.MODELS)
 ENGINE_ROUTE: Final = Route("/engine/{engine_id}/{path}", ANY_METHOD, pass_through, scope=scopes.PASSTHROUGH)
+_PATHS: Final = ", ".join(each.name for each in (*ROUTES.values(), MODEL_ROUTE, ENGINE_ROUTE))
+_NO_SUCH_PATH: Final = f"there is no such path here: the API is below /v1, as base URLs are; there are {_PATHS}"
 
 
 def find_route(path: bytes) -> Route | None:
@@ -243,7 +245,7 @@ class App:
             self._check_room(view)
             responder.add(gate.charge(self._context.buckets, principal.slot, address))
         if route is None:
-            raise RequestError(ErrorKind.NOT_FOUND, "there is no such path here")
+            raise RequestError(ErrorKind.NOT_FOUND, _NO_SUCH_PATH)
         if head.method not in route.methods and route.methods is not ANY_METHOD:
             allow = ((b"allow", ", ".join(route.methods).encode()),)
             message = f"{route.name} takes {' and '.join(route.methods)} only"

@@ -304,7 +304,8 @@ class Pool:
                 connection = await dial(address.host, address.port, attempt, Connection.abort, seconds)
         except TimeoutError:
             what = "accept a connection and finish its TLS handshake" if secure else "accept a connection"
-            late = f"the engine at {address.origin} did not {what} within {seconds:g} s"
+            or_else = ", or it does not speak TLS; then use http://" if secure else ""
+            late = f"the engine at {address.origin} did not {what} within {round(seconds, 1):g} s{or_else}"
             raise EngineTimeoutError(late, limit) from None
         except OSError as error:
             raise self._no_tls(error) if secure and _in_handshake(error) else self._unreachable(error) from None

@@ -93,6 +93,9 @@ def test_the_scheme_is_taken_in_any_case(scheme: str) -> None:
 def test_an_unknown_route_is_404_with_a_key(path: str) -> None:
     client = answered(World(), "GET", path)
     assert (client.status, client.code) == (404, "not_found")
+    assert "the API is below /v1" in client.error["message"]
+    for name in ("/v1/models, ", "/v1/chat/completions, ", "/v1/embeddings, ", "/engine/{engine_id}/{path}"):
+        assert name in client.error["message"]
 
 
 @pytest.mark.parametrize(
