@@ -25,6 +25,7 @@ def add_verbs(security: Noun) -> None:
     backup = security.group("backup", "an encrypted copy of keys, settings and engines")
     create = backup.verb("create", _create, "write one, also while the proxy runs")
     create.add_argument("--output", required=True, metavar="FILE", help="a file that is not there yet")
+    create.add_argument("--audit", action="store_true", help="with the audit log, which is left out otherwise")
     restore = backup.verb("restore", _restore, "replace keys, settings and engines by those of a backup")
     restore.add_argument("file", metavar="FILE", help="a backup, or the folder of former files of a restore")
     for verb in (create, restore):
@@ -37,7 +38,9 @@ async def _create(arguments: argparse.Namespace, context: Context) -> Output:
     from flm.services import BackupService
 
     secret = _given(arguments) or _typed(twice=True)
-    return Output(await BackupService(context.folder).create(Path(arguments.output), secret))
+    return Output(
+        await BackupService(context.folder).create(Path(arguments.output), secret, with_audit=arguments.audit)
+    )
 
 
 async def _restore(arguments: argparse.Namespace, context: Context) -> Output:

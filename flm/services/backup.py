@@ -33,11 +33,12 @@ from flm.store.copies import copy_to, usable, verify
 from flm.store.folder import Folder, create_file, secure_folder, sync_folder
 from flm.store.sealed import CHUNK_BYTES, Head, Kind, check_size, invalid, read_head, seal, unseal
 from flm.store.sealed import Secret as Secret
-from flm.store.swap import members, replace, settle
+from flm.store.swap import AUDIT_LOG, members, replace, settle
 
 _STAGED: Final = ".restore-"  # folders of files in clear, private, for as long as a command runs
 _COPIED: Final = ".backup-"
 KEPT: Final = "before-restore-"
+_ALWAYS: Final = ("config.db", "security.db", "pepper")
 _CONTENTS_BYTES: Final = 65_536
 
 
@@ -84,12 +85,13 @@ class BackupService:
         self._folder = folder
         self._now = now
 
-    async def create(self, output: Path, secret: Secret) -> Created:
+    async def create(self, output: Path, secret: Secret, *, with_audit: bool = False) -> Created:
         """Write a backup to a file that is not there yet; whole, private and on disk, or not at all.
 
-        Needs no rest: a proxy may run. Raises IO_ERROR, DB_ERROR.
+        `with_audit`: with the audit log, which is left out and left alone otherwise. A proxy may run. Raises IO_ERROR,
+        DB_ERROR, MIGRATION_FAILED.
         """
-        return await asyncio.to_thread(self._create, output, secret)
+        return await asyncio.to_thread(self._create, output, secret, with_audit=with_audit)
 
     async def sealed_with(self, source: Path) -> Kind | None:
         """The kind of secret a backup was sealed with; None for a folder of former files, which needs none.
@@ -106,7 +108,7 @@ class BackupService:
         """
         return await asyncio.to_thread(self._restore, source, secret)
 
-    def _create(self, output: Path, secret: Secret) -> Created:
+    def _create(self, output: Path, secret: Secret, *, with_audit: bool = False) -> Created:
         output = Path(os.path.abspath(output))
         if os.path.lexists(output):
             raise CommandError(
@@ -115,8 +117,9 @@ class BackupService:
         secure_folder(self._folder.root)
         created_at = int(self._now())
         with _plainly(output), _workspace(self._folder.root, _COPIED) as copies:
-            copy_to(self._folder, copies)
-            files = tuple(File(name, (copies / name).stat().st_size) for name in members(self._folder))
+            copy_to(self._folder, copies, with_audit=with_audit)
+            names = [name for name in members(self._folder) if (copies / name).exists()]
+            files = tuple(File(name, (copies / name).stat().st_size) for name in names)
             contents = msgspec.json.encode(Contents(__version__, created_at, files)) + b"\n"
             size = _write(output, contents, [copies / each.name for each in files], secret)
         return Created(str(output), size, rfc3339(created_at) or "", tuple(each.name for each in files))
@@ -238,7 +241,7 @@ def _contents(line: bytes, name: str) -> Contents:
         contents = msgspec.json.decode(line, type=Contents)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise invalid(name, "what is sealed in it is no backup of FLM's") from None
-    if {each.name for each in contents.files} != {"config.db", "security.db", "pepper"} or len(contents.files) != 3:
+    if sorted(each.name for each in contents.files if each.name != AUDIT_LOG) != sorted(_ALWAYS):
         raise invalid(
             name, f"FLM {contents.flm} made it of other files than this FLM ({__version__}) knows; upgrade FLM"
         )
@@ -263,7 +266,7 @@ def _take_copies(kept: Path, staged: Path) -> None:
     """Copy the files of a folder that a restore kept, which stays as it is; nobody noted when they were current."""
     if not usable(kept):
         raise invalid(str(kept), "it is no folder of former files, or they were not whole when they were kept")
-    for name in ("config.db", "security.db", "pepper"):
+    for name in (*_ALWAYS, AUDIT_LOG):
         if (kept / name).exists():
             with open(create_file(staged / name), "wb") as copy, open(kept / name, "rb") as original:
                 shutil.copyfileobj(original, copy)
@@ -271,7 +274,8 @@ def _take_copies(kept: Path, staged: Path) -> None:
 
 def _way_back(folder: Folder, kept: Path | None) -> str:
     if kept is None:
-        return f"there was nothing before: move {', '.join(map(str, members(folder).values()))} away"
+        restored = ", ".join(str(path) for name, path in members(folder).items() if name in _ALWAYS)
+        return f"there was nothing before: move {restored} away"
     if usable(kept):
         elsewhere = []
         for option, path in (("config", folder.config), ("security", folder.security)):

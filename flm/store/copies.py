@@ -16,17 +16,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flm.errors import CommandCode, CommandError
+from flm.store.audit import AUDIT
 from flm.store.folder import Folder, create_file, read_file, secure_file, sync_folder, write_new_file
 from flm.store.inspection import inspect, uri
-from flm.store.opening import migrate, open_connection
+from flm.store.opening import migrate, open_by_itself, open_connection
 from flm.store.pepper import PEPPER_BYTES, load_pepper
 from flm.store.schema import CONFIG, SCHEMAS, SECURITY, Schema
+from flm.store.swap import AUDIT_LOG
 
 _COUNT_KEYS = "SELECT count(*) FROM api_keys"
 
 
-def copy_to(folder: Folder, target: Path) -> None:
-    """Write `config.db`, `security.db` and `pepper` into the private folder `target`. Raises DB_ERROR, IO_ERROR, …"""
+def copy_to(folder: Folder, target: Path, *, with_audit: bool = False) -> None:
+    """Write `config.db`, `security.db` and `pepper` into the private folder `target`, and the audit log if there is
+    one and it is asked for. Raises DB_ERROR, IO_ERROR, MIGRATION_FAILED.
+    """
     with contextlib.ExitStack() as stack:
         reading = [stack.enter_context(_opened(folder, schema)) for schema in SCHEMAS]
         try:
@@ -39,6 +43,8 @@ def copy_to(folder: Folder, target: Path) -> None:
             for schema, connection in zip(SCHEMAS, reading, strict=True):
                 _copy(connection, target / f"{schema.name}.db")
             ((keys,),) = connection.execute(_COUNT_KEYS).fetchall()
+            if with_audit and secure_file(folder.audit) > 0:
+                _copy_audit(folder, target)
         except sqlite3.Error as error:
             raise CommandError(
                 CommandCode.DB_ERROR,
@@ -48,12 +54,21 @@ def copy_to(folder: Folder, target: Path) -> None:
         write_new_file(target / "pepper", load_pepper(folder, create=keys == 0))
 
 
+def _copy_audit(folder: Folder, target: Path) -> None:
+    inspect(folder.audit, AUDIT)
+    connection = open_by_itself(folder.audit, AUDIT)
+    try:
+        _copy(connection, target / AUDIT_LOG)
+    finally:
+        connection.close()
+
+
 def verify(staged: Path) -> int:
     """Look at what `copy_to` wrote, maybe long ago, bring it up to date, and return how many keys it has.
 
     Raises DB_ERROR, MIGRATION_FAILED or IO_ERROR for anything that this FLM could not use.
     """
-    for schema in SCHEMAS:
+    for schema in (*SCHEMAS, AUDIT) if (staged / AUDIT_LOG).exists() else SCHEMAS:
         path = staged / f"{schema.name}.db"
         if secure_file(path) <= 0:
             raise CommandError(CommandCode.DB_ERROR, f"{path} is missing or empty, so nothing was replaced")
@@ -73,7 +88,7 @@ def verify(staged: Path) -> int:
 def usable(kept: Path) -> bool:
     """Whether a folder of former files could be restored again."""
     try:
-        for schema in SCHEMAS:
+        for schema in (*SCHEMAS, AUDIT) if (kept / AUDIT_LOG).exists() else SCHEMAS:
             path = kept / f"{schema.name}.db"
             if secure_file(path) <= 0 or secure_file(Path(f"{path}-wal")) >= 0:
                 return False

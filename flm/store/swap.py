@@ -44,16 +44,26 @@ _POLL_SECONDS: Final = 0.05
 
 
 class _Journal(msgspec.Struct, frozen=True):
-    """`kept`: the folder with the former files, by name; `staged`: the one with the new; `had`: what was there."""
+    """`kept`: the folder with the former files, by name; `staged`: the one with the new; `had`: what was there.
+    `with_audit`: whether the audit log is replaced too; if not, it stays out of this."""
 
     kept: str
     staged: str
     had: tuple[str, ...]
+    with_audit: bool
+
+
+AUDIT_LOG: Final = "audit.db"
 
 
 def members(folder: Folder) -> dict[str, Path]:
-    """Everything that belongs together, by the name it has in a backup."""
-    return {"config.db": folder.config, "security.db": folder.security, "pepper": folder.pepper}
+    """Everything that belongs together, by the name it has in a backup, and what may go with it: AUDIT_LOG."""
+    return {
+        "config.db": folder.config,
+        "security.db": folder.security,
+        "pepper": folder.pepper,
+        AUDIT_LOG: folder.audit,
+    }
 
 
 def unsettled(folder: Folder) -> bool:
@@ -79,8 +89,8 @@ def replace(folder: Folder, staged: Path, kept: Path) -> bool:
         if unsettled(folder):
             _undo(folder)
         try:
-            had = _keep(folder, kept)
-            journal = _Journal(kept.name, staged.name, had)
+            had = _keep(folder, kept, with_audit=(staged / AUDIT_LOG).exists())
+            journal = _Journal(kept.name, staged.name, had, with_audit=(staged / AUDIT_LOG).exists())
             write_new_file(folder.root / JOURNAL, msgspec.json.encode(journal))
             _put_in_place(folder, staged)
             os.unlink(folder.root / JOURNAL)
@@ -96,6 +106,10 @@ def replace(folder: Folder, staged: Path, kept: Path) -> bool:
     return bool(had)
 
 
+def _concerned(folder: Folder, *, with_audit: bool) -> list[tuple[str, Path]]:
+    return [(name, path) for name, path in members(folder).items() if with_audit or name != AUDIT_LOG]
+
+
 def _put_in_place(folder: Folder, staged: Path) -> None:
     for name, path in members(folder).items():
         if (staged / name).exists():
@@ -108,11 +122,11 @@ def _put_in_place(folder: Folder, staged: Path) -> None:
             sync_folder(path.parent)
 
 
-def _keep(folder: Folder, kept: Path) -> tuple[str, ...]:
+def _keep(folder: Folder, kept: Path, *, with_audit: bool) -> tuple[str, ...]:
     """Give every file that is there a second name in `kept`, databases closed and whole if they can be."""
     os.mkdir(kept, 0o700)
     had = []
-    for name, path in members(folder).items():
+    for name, path in _concerned(folder, with_audit=with_audit):
         if secure_file(path) < 0:
             continue
         if name.endswith(".db"):
@@ -170,7 +184,7 @@ def _undo(folder: Folder) -> None:
             f"newest before-restore-… folder in {folder.root} back in place, then remove it",
         ) from None
     kept = folder.root / Path(journal.kept).name
-    for name, path in members(folder).items():
+    for name, path in _concerned(folder, with_audit=journal.with_audit):
         for suffix in ("", *_BESIDE) if name.endswith(".db") else ("",):
             target = Path(f"{path}{suffix}")
             if f"{name}{suffix}" in journal.had:

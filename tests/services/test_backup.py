@@ -23,7 +23,9 @@ from flm.services.backup import KEPT, BackupService, Contents, File, Restored
 from flm.services.config import ConfigService
 from flm.services.engines import EngineService
 from flm.services.security import SecurityService
+from flm.store import audit as audit_rows
 from flm.store import sealed, swap
+from flm.store.audit_file import open_for_reading, open_for_writing
 from flm.store.database import open_config, open_security
 from flm.store.engines import credentials, registered
 from flm.store.folder import Folder, locate
@@ -140,6 +142,54 @@ def test_the_way_back_names_databases_that_lie_elsewhere(folder: Folder, tmp_pat
     restored = restore(elsewhere, backup(elsewhere, tmp_path / "b"))
     assert f"--db-path-config '{elsewhere.config}'" in restored.to_undo
     assert labels(elsewhere) == ["old"]
+
+
+def audited(folder: Folder) -> list[str]:
+    """The request ids in the audit log."""
+
+    async def read() -> list[str]:
+        database = await open_for_reading(folder)
+        if database is None:
+            return []
+        async with database:
+            return [row[0] for row in await database.rows("SELECT request_id FROM audit_logs ORDER BY id")]
+
+    return asyncio.run(read())
+
+
+def audit(folder: Folder, request_id: str) -> None:
+    async def write() -> None:
+        async with await open_for_writing(folder) as database:
+            row = (hash(request_id), 1, request_id, "::1", None, "GET", "/", None, None, 200, 1.0, None, 0, 0, None)
+            await audit_rows.add(database, [row])
+
+    asyncio.run(write())
+
+
+def test_the_audit_log_goes_along_only_where_it_is_asked_for(folder: Folder, other: Folder, tmp_path: Path) -> None:
+    make_key(folder, "old")
+    audit(folder, "first")
+    without = backup(folder, tmp_path / "without")
+    made = asyncio.run(BackupService(folder).create(tmp_path / "with", SECRET, with_audit=True))
+    assert made.contains == ("config.db", "security.db", "pepper", "audit.db")
+    audit(folder, "second")
+    restored = restore(folder, without)
+    assert audited(folder) == ["first", "second"]
+    assert not (Path(restored.kept or "") / "audit.db").exists()
+    restored = restore(folder, tmp_path / "with")
+    assert audited(folder) == ["first"]
+    restore(folder, Path(restored.kept or ""), None)
+    assert audited(folder) == ["first", "second"]
+    restore(other, tmp_path / "with")
+    assert (audited(other), labels(other)) == (["first"], ["old"])
+    # Asked for where there is none, it is left out; and a damaged one is refused.
+    (folder.audit).unlink()
+    made = asyncio.run(BackupService(folder).create(tmp_path / "none", SECRET, with_audit=True))
+    assert "audit.db" not in made.contains
+    folder.audit.write_bytes(b"garbage" * 1000)
+    with pytest.raises(CommandError, match="damaged"):
+        asyncio.run(BackupService(folder).create(tmp_path / "never", SECRET, with_audit=True))
+    assert not (tmp_path / "never").exists()
 
 
 @pytest.fixture
@@ -405,17 +455,20 @@ def test_a_restore_cut_off_at_any_step_leaves_the_old_or_the_new(folder: Folder,
     """Killed (-9), or told that the disk is full, at each of its calls to the system in turn."""
     assert how in ("kill", "full")
     make_key(folder, "new")
-    file = backup(folder, tmp_path / "b")
+    audit(folder, "new")
+    file = tmp_path / "b"
+    asyncio.run(BackupService(folder).create(file, SECRET, with_audit=True))
     fresh = locate({"FLM_HOME": str(tmp_path / "fresh")})
     make_key(fresh, "old")
-    old, new = (["old"], fresh.pepper.read_bytes()), (["new"], folder.pepper.read_bytes())
+    audit(fresh, "old")
+    old, new = ((["old"],) * 2, fresh.pepper.read_bytes()), ((["new"],) * 2, folder.pepper.read_bytes())
     seen, in_a_row = [], 0
     for step in range(1, 2000):
         victim = locate({"FLM_HOME": str(tmp_path / f"victim{step}")})
         shutil.copytree(fresh.root, victim.root)
         ended = cut_off(lambda at=victim: BackupService(at)._restore(file, SECRET), step, how, CommandError)
         assert ended != BROKE
-        found = (labels(victim), victim.pepper.read_bytes())
+        found = ((labels(victim), audited(victim)), victim.pepper.read_bytes())
         assert found in ((old, new) if how == "kill" else (new,) if ended == FINISHED else (old,)), step
         seen.append(found)
         assert private(victim)
