@@ -12,11 +12,13 @@ not meant for them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from flm.config import DETECT_TIMEOUT_SECONDS, PROBE_BODY_BYTES, PROBE_TIMEOUT_SECONDS
+from flm.engines import bounds
 from flm.engines.base import Answer, Dialect, Identity, ListingError, Probe, UpstreamRequest, Verdict
 from flm.errors import ErrorKind, RequestError
 from flm.snapshot import Model
@@ -31,11 +33,18 @@ from flm.wire.http1 import parse_address
 
 TLS_CHECK_SECONDS: Final = 1.0  # one handshake, with a server that has just answered
 LISTING_TIMEOUT_SECONDS: Final = 10.0  # a whole model list; some kinds are asked once for each model
+WANTS_KEY: Final = "it wants a key: `flm engines add … --api-key-env NAME`"
 _DEFAULT_THRESHOLDS: Final = Thresholds()
 _JSON: Final = ((b"content-type", b"application/json"),)
 
 Result = TypeVar("Result")
 Clock = Callable[[], float]
+
+log = logging.getLogger("flm.engines")
+
+
+class KeyWantedError(ListingError):
+    """An engine gives its model list only for a key, and FLM has none for it."""
 
 
 class _Prober:
@@ -53,6 +62,8 @@ class _Prober:
         self.listening = True
         self.dislikes_http = False  # it closed, or said 400, as servers do that expect TLS
         self.trouble: str | None = None
+        self.wants_key = False  # it said 401, and there was no credential to send
+        self._has_credential = credential is not None
 
     async def run(self, plan: Generator[Probe, Answer, Result]) -> Result:
         """Carry out `plan` to its result. What the plan raises comes through."""
@@ -80,6 +91,7 @@ class _Prober:
         took_ms = (self._clock() - began) * 1000
         self.slowest_ms = max(self.slowest_ms or 0.0, took_ms)
         self.dislikes_http = answer.status == 400
+        self.wants_key |= answer.status == 401 and not self._has_credential
         return answer
 
     async def _exchange(self, request: UpstreamRequest) -> Answer:
@@ -119,9 +131,12 @@ async def identify(
     detail = identity.detail
     if identity.verdict is Verdict.SILENT:
         detail = prober.trouble or detail
+    elif prober.wants_key and identity.verdict is not Verdict.BUSY:
+        detail = WANTS_KEY
     if identity.verdict not in RECOGNISED and prober.dislikes_http and await _is_behind_tls(url):
         detail = f"what listens at {url} speaks TLS; its URL begins with https://"
-    return Observation(identity.verdict, identity.version, detail, prober.slowest_ms, prober.listening, installed)
+    version, detail = bounds.bounded_version(identity.version), bounds.bounded_detail(detail)
+    return Observation(identity.verdict, version, detail, prober.slowest_ms, prober.listening, installed)
 
 
 async def _is_behind_tls(url: str) -> bool:
@@ -138,21 +153,31 @@ async def list_models(
     ca: str | None = None,
     probe_timeout: float = PROBE_TIMEOUT_SECONDS,
     total_timeout: float = LISTING_TIMEOUT_SECONDS,
+    remark: Callable[[str], None] = log.warning,
 ) -> tuple[Model, ...]:
-    """The models of the engine at `url`. Raises ListingError, saying what came instead of a list."""
+    """The models of the engine at `url`, bounded; `remark` hears what was left out.
+
+    Raises ListingError, saying what came instead of a list; KeyWantedError if that takes a credential and there is
+    none.
+    """
     try:
         prober = _Prober(url, dialect, credential, ca, probe_timeout, time.monotonic)
     except ValueError as error:
         raise ListingError(f"{url}: {error}") from None
     try:
         async with asyncio.timeout(total_timeout):
-            return await prober.run(dialect.models())
+            models, left_out = bounds.bounded_models(await prober.run(dialect.models()))
     except TimeoutError:
         raise ListingError(f"the model list of {url} was not complete within {total_timeout:g} s") from None
     except ListingError as error:
+        if prober.wants_key:
+            raise KeyWantedError(WANTS_KEY) from None
         if prober.trouble is None:
             raise
         raise ListingError(f"{error} ({prober.trouble})") from None
+    for each in left_out:
+        remark(f"{url}: {each}")
+    return models
 
 
 async def detect_engines(

@@ -31,8 +31,9 @@ class Thresholds(msgspec.Struct, frozen=True):
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """One check. `latency_ms`: the slowest answer of the check, None if there was none. `listening`: False only if
-    the connection was refused, so that no process serves that address. `installed`: its program is on this machine."""
+    """One check. `detail`: what is wrong, if only a little. `latency_ms`: the slowest answer of the check, None if
+    there was none. `listening`: False only if the connection was refused, so that no process serves that address.
+    `installed`: its program is on this machine."""
 
     verdict: Verdict
     version: str | None = None
@@ -77,7 +78,7 @@ def advance(previous: State | None, seen: Observation, thresholds: Thresholds, n
         recoveries = previous.recoveries + 1
         if recoveries < thresholds.recoveries:
             return State(DEGRADED, now, version, seen.latency_ms, previous.last_error, recoveries=recoveries)
-    return State(HEALTHY, now, version, seen.latency_ms)
+    return State(HEALTHY, now, version, seen.latency_ms, seen.detail)
 
 
 def _silent(previous: State | None, seen: Observation, thresholds: Thresholds, now: float) -> State:
