@@ -39,6 +39,7 @@ PROBE_BODY_BYTES: Final = 8_388_608  # a model list of thousands of entries; a 1
 
 Value = int | float | bool | str
 Kind = Literal["integer", "number", "boolean", "text", "choice", "list"]
+Effect = Literal["at once", "reload", "restart", "start"]
 
 DEFAULT_PORT: Final = 3560
 _DAY: Final = 86_400
@@ -113,8 +114,24 @@ class Settings(msgspec.Struct, frozen=True):
     log_keep: Annotated[int, _count("rotated log files that are kept", 0, 100)] = 5
 
 
+# Where a running proxy takes a change over at a later moment than its next request.
+_EFFECTS: Final[Mapping[str, Effect]] = {
+    "proxy.workers": "reload",
+    "proxy.max_draining": "reload",
+    "proxy.drain_timeout_seconds": "reload",
+    "proxy.header_timeout_seconds": "reload",
+    "log.file": "restart",
+    "log.max_bytes": "restart",
+    "log.keep": "restart",
+    "proxy.mode": "start",
+    "proxy.bind": "start",
+    "proxy.port": "start",
+}
+
+
 class Setting(msgspec.Struct, frozen=True):
-    """One setting as a person sees it; `minimum` and `maximum` are inclusive. `shape`: how an item of a list looks."""
+    """One setting as a person sees it; `minimum` and `maximum` are inclusive. `shape`: how an item of a list looks.
+    `effect`: what has a running proxy take a change over: `reload`, `restart`, `start` after a stop, or nothing."""
 
     key: str
     kind: Kind
@@ -125,6 +142,7 @@ class Setting(msgspec.Struct, frozen=True):
     choices: tuple[str, ...] = ()
     pattern: str | None = None
     shape: str = ""
+    effect: Effect = "at once"
 
     @property
     def attribute(self) -> str:
@@ -146,7 +164,8 @@ def _described(field: msgspec.structs.FieldInfo) -> Setting:
     kind: Kind = "choice" if choices else "list" if meta.pattern else _KINDS[base]
     shape = meta.examples[0] if meta.examples else ""
     key = f"{noun}.{rest}"
-    return Setting(key, kind, field.default, meta.description, meta.ge, meta.le, choices, meta.pattern, shape)
+    effect = _EFFECTS.get(key, "at once")
+    return Setting(key, kind, field.default, meta.description, meta.ge, meta.le, choices, meta.pattern, shape, effect)
 
 
 SETTINGS: Final[Mapping[str, Setting]] = {

@@ -46,6 +46,9 @@ class Opening(msgspec.Struct, frozen=True):
     method: str
     path: str
 
+    def __str__(self) -> str:
+        return f"{self.engine}:{self.method} {self.path}"
+
     def covers(self, engine: str, method: str, path: str) -> bool:
         """`path` as `folded` gives it."""
         return self.engine in (_ANY, engine) and _same_method(self.method, method) and _matches(self.path, path)
@@ -71,10 +74,11 @@ def check_open(rules: Iterable[ClosedRule], openings: Sequence[Opening], engine:
         return
     shown = decoded(path)
     suggested = shown if _writable(shown) else rule.path
-    entry = f"{engine}:{method.upper()} {suggested}"
+    whole = ", ".join(map(str, [*openings, Opening(engine, method.upper(), suggested)]))
+    kept = " (what is open already, and this)" if openings else ""
     message = (
-        f"{method.upper()} {suggested} of engine {engine!r} is closed, because it {rule.why}; to open it, add "
-        f"`{entry}` to the setting: flm config set {_SETTING} '{entry}' (several with commas between)"
+        f"{method.upper()} {suggested} of engine {engine!r} is closed, because it {rule.why}; to open it{kept}: "
+        f"flm config set {_SETTING} '{whole}'"
     )
     raise RequestError(ErrorKind.ROUTE_DISABLED, message)
 

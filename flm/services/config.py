@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
-from flm.config import SETTINGS, Value, parse, resolve, setting
+from flm.config import SETTINGS, Effect, Value, parse, resolve, setting
 from flm.errors import CommandCode, CommandError
+from flm.policy.closing import parse_openings
 from flm.services.notice import put_in_force
 from flm.store import settings as rows
 from flm.store.database import open_config
 from flm.store.folder import Folder
+
+_OPEN_ROUTES: Final = "passthrough.open_routes"
+_STEPS: Final[Mapping[Effect, str]] = {
+    "reload": "`flm proxy reload`",
+    "restart": "`flm proxy restart`",
+    "start": "`flm proxy stop` and `flm proxy start`",
+}
+
+log = logging.getLogger("flm.config")
 
 
 class ConfigRow(msgspec.Struct, frozen=True):
@@ -45,15 +57,17 @@ class ConfigService:
     async def set(self, key: str, value: str) -> ConfigRow:
         """Store `value` (text, as a person writes it). Raises CONFIG_INVALID saying what is allowed.
 
-        A running proxy takes what concerns requests over at once; workers and addresses change with `proxy reload` and
-        `proxy start`.
+        A running proxy takes what concerns requests over at once; where it does not (`Setting.effect`), the log says
+        what to do. It warns too of an engine to be opened that is not there.
         """
         text = _as_stored(key, value)
         async with await open_config(self._folder) as database:
             async with database.transaction() as transaction:
                 await rows.put(transaction, key, text)
             stored = await rows.all_settings(database)
-        await put_in_force(self._folder)
+        await self._put_in_force(key)
+        if key == _OPEN_ROUTES:
+            await self._warn_of_strangers(text)
         return self._row(key, stored)
 
     async def unset(self, key: str) -> ConfigRow:
@@ -65,8 +79,26 @@ class ConfigService:
             stored = await rows.all_settings(database)
         if not removed:
             raise CommandError(CommandCode.CONFIG_NOT_SET, f"{key} is not set; `flm config list` shows what is")
-        await put_in_force(self._folder)
+        await self._put_in_force(key)
         return self._row(key, stored)
+
+    async def _put_in_force(self, key: str) -> None:
+        step = _STEPS.get(SETTINGS[key].effect)
+        if await put_in_force(self._folder) and step is not None:
+            log.warning("%s is stored; the running proxy goes by it after %s", key, step)
+
+    async def _warn_of_strangers(self, openings: str) -> None:
+        """Say so if a route is opened on an engine that is not there."""
+        from flm.services.engines import EngineService  # only here: it takes its time to load
+
+        wanted = {opening.engine for opening in parse_openings(openings)} - {"*"}
+        known = {engine.id for engine in await EngineService(self._folder, self._environment).list()} if wanted else ()
+        for engine_id in sorted(wanted.difference(known)):
+            log.warning(
+                "%s names the engine %s, which is not there now (`flm engines list` shows the ids)",
+                _OPEN_ROUTES,
+                engine_id,
+            )
 
     def _row(self, key: str, stored: Mapping[str, str]) -> ConfigRow:
         return next(row for row in self._rows(stored) if row.key == key)

@@ -112,8 +112,15 @@ def test_the_refusal_says_why_and_how_to_open_it() -> None:
     message = refused.value.message
     assert "deletes a model" in message
     assert "flm config set passthrough.open_routes 'e:DELETE /api/delete'" in message
-    entry = message.partition("`")[2].partition("`")[0]
-    assert parse_openings(entry) == (Opening("e", "DELETE", "/api/delete"),)
+    assert parse_openings(message.split("'")[-2]) == (Opening("e", "DELETE", "/api/delete"),)
+
+
+def test_the_command_that_opens_it_keeps_what_is_open() -> None:
+    error = refusal("DELETE", "/api/delete", setting="e:GET /x/*,  *:* /slots/1")
+    assert error is not None
+    assert error.message.endswith(
+        "flm config set passthrough.open_routes 'e:GET /x/*, *:* /slots/1, e:DELETE /api/delete'"
+    )
 
 
 @given(st.text(st.characters(exclude_characters="%\\;?#/.", exclude_categories=("C", "Z")), min_size=1, max_size=300))

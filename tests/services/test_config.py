@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
+from pathlib import Path
 
 import pytest
 
 from flm.config import SETTINGS, Setting
 from flm.errors import CommandCode, CommandError
 from flm.services.config import ConfigRow, ConfigService
+from flm.services.engines import EngineService
 from flm.store.folder import Folder
+from tests.runtime.harness import running
 
+PACKAGE = Path(__file__).resolve().parents[2] / "flm"
+ELSEWHERE = {  # read where the scan below does not look, and what holds there
+    "proxy.bind": "start",
+    "proxy.port": "start",
+    "proxy.mode": "start",
+    "proxy.stop_timeout_seconds": "at once",
+    "engine.cache_ttl_seconds": "at once",
+}
 GOOD = {"integer": "7", "number": "1.5", "boolean": "false", "text": "a/b.log", "list": "e:GET /x"}
 
 
@@ -95,3 +108,56 @@ def test_the_environment_wins_over_the_database(folder: Folder) -> None:
         return await ConfigService(folder, {"FLM_PROXY_PORT": "5000"}).get("proxy.port")
 
     assert asyncio.run(main()) == ConfigRow("proxy.port", 5000, 3560, "environment")
+
+
+def mentioned(key: str, *files: str) -> bool:
+    attribute = re.compile(rf"settings\.{SETTINGS[key].attribute}\b")
+    return any(attribute.search(path.read_text()) for pattern in files for path in PACKAGE.glob(pattern))
+
+
+@pytest.mark.parametrize("key", sorted(SETTINGS.keys() - ELSEWHERE.keys()))
+def test_what_a_change_takes_is_what_the_code_does(key: str) -> None:
+    """Workers and upkeep read the published settings; the generations keep those of their last reload."""
+    if mentioned(key, "proxy/*.py", "runtime/upkeep.py", "runtime/publish.py", "runtime/prober.py", "runtime/audit.py"):
+        expected = "at once"
+    elif mentioned(key, "runtime/generations.py"):
+        expected = "reload"
+    else:
+        assert mentioned(key, "runtime/supervisor.py"), "nobody reads it"
+        expected = "restart"  # the journal is opened by a start and by a restart
+    assert SETTINGS[key].effect == expected
+
+
+@pytest.mark.parametrize("key", ELSEWHERE)
+def test_what_a_change_takes_elsewhere(key: str) -> None:
+    assert SETTINGS[key].effect == ELSEWHERE[key]
+
+
+def test_a_change_that_waits_for_something_says_for_what(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as proxy:
+            service = ConfigService(proxy.folder, {})
+            for key, value in (("proxy.workers", "2"), ("log.keep", "3"), ("engine.max_in_flight", "9")):
+                await service.set(key, value)
+            await service.unset("proxy.workers")
+
+    with caplog.at_level(logging.WARNING, "flm.config"):
+        asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records if record.name == "flm.config"]
+    assert said == [
+        "proxy.workers is stored; the running proxy goes by it after `flm proxy reload`",
+        "log.keep is stored; the running proxy goes by it after `flm proxy restart`",
+        "proxy.workers is stored; the running proxy goes by it after `flm proxy reload`",
+    ]
+
+
+def test_an_engine_to_be_opened_that_is_not_there(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        await EngineService(folder).add("here", "openai", "http://127.0.0.1:1")
+        await ConfigService(folder).set("passthrough.open_routes", "here:* /*, *:GET /x, nope:* /*")
+        await ConfigService(folder).set("proxy.workers", "2")
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    (record,) = caplog.records
+    assert "names the engine nope, which is not there now" in record.getMessage()
