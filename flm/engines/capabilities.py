@@ -68,10 +68,10 @@ class Rule(msgspec.Struct, frozen=True):
 
     `note`: what a person must know, for the docs; for REFUSE, the error's words. `at`: where the value stands in the
     engine's own request, a path with dots. `value`: for CHANGE, what goes in its place. `bounds`: for CLAMP, lowest
-    and highest. `make`: for REWORD and CHANGE, the fields that go in its place, from the value and all fields; a
+    and highest. `make`: for REWORD, CHANGE and DROP, the fields that go in its place, from the value and all fields; a
     field that is UNSET goes away. `kind`: the error of REFUSE.
-    The rule applies only to models known to lack the capability `lacking`, and only to engines known to be older than
-    `before`, where these are given.
+    The rule applies only to models known to lack the capability `lacking`, only to engines known to be older than
+    `before`, and only to requests that have the field `beside` too, where these are given.
     """
 
     act: Act
@@ -83,9 +83,12 @@ class Rule(msgspec.Struct, frozen=True):
     kind: ErrorKind = ErrorKind.UNSUPPORTED_PARAMETER
     lacking: str = ""
     before: Version | None = None
+    beside: str = ""
 
     def applies(self, call: Call) -> bool:
         if self.lacking and (not call.capabilities or self.lacking in call.capabilities):
+            return False
+        if self.beside and first_byte(call.peek.fields.get(self.beside, NULL)) == LETTER_N:
             return False
         return self.before is None or older(call.engine_version, self.before)
 
@@ -205,7 +208,7 @@ def apply(case: Case, rule: Rule, call: Call, decision: Decision) -> None:
     name = case.parameter
     if rule.act is Act.REFUSE:
         raise RequestError(rule.kind, rule.note or f"this engine takes no {case.label}", param=name)
-    if rule.act is Act.DROP:
+    if rule.act is Act.DROP and rule.make is None:
         if case.modality:
             decision.tell(Change(name, "dropped"))
         _drop(name, decision)

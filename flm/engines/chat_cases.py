@@ -6,19 +6,22 @@ whole. Beside it stand the rules that hold for all engines. Knows no engine.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from flm.engines.capabilities import Act, Asks, Case, Rule, Rules
 from flm.errors import ErrorKind
+from flm.wire.chat import LETTER_N, NULL, Tool, first_byte
 
 Raw = msgspec.Raw
 
 _number = msgspec.json.Decoder(float)
 _type = msgspec.json.Decoder(dict[str, Any])
-_TOOL: Final = {
+_object = msgspec.json.Decoder(dict[str, Raw])
+_tools = msgspec.json.Decoder(tuple[Tool, ...])
+_TOOL: Final[dict[str, Any]] = {
     "type": "function",
     "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
@@ -56,6 +59,34 @@ def is_object(raw: Raw) -> bool:
     return memoryview(raw)[0] == ord("{")
 
 
+def _json_with_schema(raw: Raw) -> bool:
+    fields = _object.decode(raw)
+    return bytes(fields.get("type", NULL)) == b'"json_object"' and first_byte(fields.get("schema", NULL)) != LETTER_N
+
+
+def _tools_of_other_type(raw: Raw) -> bool:
+    return any(tool.type != "function" for tool in _tools.decode(raw))
+
+
+def _strict_tools(raw: Raw) -> bool:
+    if b'"strict"' not in bytes(raw):
+        return False
+    return any(
+        _type.decode(tool.function).get("strict") is True for tool in _tools.decode(raw) if tool.function != NULL
+    )
+
+
+def empty_stop(raw: Raw) -> bool:
+    stop = msgspec.json.decode(raw)
+    return "" in stop if isinstance(stop, list) else bool(stop == "")
+
+
+def without_empty_stops(stop: Raw, _fields: Mapping[str, Raw]) -> dict[str, Any]:
+    """A `stop` without its empty texts, which end an answer at once at some engines and are an error at others."""
+    texts = msgspec.json.decode(stop)
+    return {"stop": [text for text in texts if text != ""] or msgspec.UNSET}  # a lone empty text has none
+
+
 def _user(*parts: Any) -> list[Any]:
     return [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, *parts]}]
 
@@ -67,6 +98,7 @@ CHAT_CASES: Final[tuple[Case, ...]] = (
     Case("max_tokens", "max_tokens", 16),
     Case("max_completion_tokens", "max_completion_tokens", 16),
     Case("n > 1", "n", 2, is_not(1)),
+    Case("an empty stop", "stop", "", empty_stop),
     Case("stop", "stop", ["END"]),
     Case("seed", "seed", 7),
     Case("presence_penalty", "presence_penalty", 0.5, is_not(0)),
@@ -75,6 +107,13 @@ CHAT_CASES: Final[tuple[Case, ...]] = (
     Case("logprobs", "logprobs", True, equals(True)),
     Case("top_logprobs", "top_logprobs", 2, beside={"logprobs": True}),
     Case("stream_options", "stream_options", {"include_usage": True}, beside={"stream": True}),
+    Case("tools of another type", "tools", [{"type": "custom", "custom": {"name": "sh"}}], _tools_of_other_type),
+    Case(
+        "tools with strict: true",
+        "tools",
+        [{"type": "function", "function": {**_TOOL["function"], "strict": True}}],
+        _strict_tools,
+    ),
     Case("tools", "tools", [_TOOL], is_not([])),
     Case("tools: []", "tools", [], equals([])),
     Case('tool_choice "none"', "tool_choice", "none", equals("none"), beside=_TOOLS),
@@ -89,6 +128,12 @@ CHAT_CASES: Final[tuple[Case, ...]] = (
     ),
     Case("parallel_tool_calls: false", "parallel_tool_calls", False, equals(False), beside=_TOOLS),
     Case("response_format text", "response_format", {"type": "text"}, _of_type("text")),
+    Case(
+        "response_format json_object with a schema",
+        "response_format",
+        {"type": "json_object", "schema": {"type": "object", "properties": {"ok": {"type": "boolean"}}}},
+        _json_with_schema,
+    ),
     Case("response_format json_object", "response_format", {"type": "json_object"}, _of_type("json_object")),
     Case(
         "response_format json_schema",
@@ -104,7 +149,10 @@ CHAT_CASES: Final[tuple[Case, ...]] = (
         _of_other_type(TEXT_FORMATS | {"structural_tag"}),
     ),
     Case('reasoning_effort "none"', "reasoning_effort", "none", equals("none")),
-    Case("reasoning_effort", "reasoning_effort", "low", is_not("none")),
+    Case('reasoning_effort "minimal"', "reasoning_effort", "minimal", equals("minimal")),
+    Case('reasoning_effort "xhigh"', "reasoning_effort", "xhigh", equals("xhigh")),
+    Case('reasoning_effort "max"', "reasoning_effort", "max", equals("max")),
+    Case("reasoning_effort", "reasoning_effort", "low"),
     Case("verbosity", "verbosity", "low", is_not("medium")),
     Case("modalities with audio", "modalities", ["text", "audio"], is_not(["text"], [])),
     Case("audio", "audio", {"voice": "alloy", "format": "wav"}),
@@ -157,6 +205,9 @@ CHAT_CASES: Final[tuple[Case, ...]] = (
 )
 
 
+EFFORTS: Final = tuple(case.label for case in CHAT_CASES if case.parameter == "reasoning_effort")
+
+
 def _refused(what: str, lacking: str) -> tuple[Rule, ...]:
     words = f"this model takes no {what}"
     return (Rule(Act.REFUSE, words, kind=ErrorKind.UNSUPPORTED_MODALITIES, lacking=lacking),)
@@ -164,7 +215,11 @@ def _refused(what: str, lacking: str) -> tuple[Rule, ...]:
 
 _FORMATS: Final = "`response_format.type` must be text, json_object or json_schema for this engine"
 
+NO_EMPTY_STOP: Final = (Rule(Act.DROP, "the empty ones; others go", make=without_empty_stops),)
+FUNCTIONS_ONLY: Final = (Rule(Act.REFUSE, "only tools of type function are supported by this engine"),)
+
 COMMON: Final[Rules] = {
+    "an empty stop": NO_EMPTY_STOP,
     "temperature outside 0..2": (Rule(Act.CLAMP, bounds=(0, 2)),),
     "response_format structural_tag": (Rule(Act.REFUSE, _FORMATS),),
     "response_format of another type": (Rule(Act.REFUSE, _FORMATS),),

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from flm.engines.capabilities import Act, Case, Rule, Rules
-from flm.engines.chat_cases import equals, is_not, outside
+from flm.engines.chat_cases import NO_EMPTY_STOP, empty_stop, equals, is_not, outside
 from flm.wire.chat import BRACKET, QUOTE
 
 Raw = msgspec.Raw
@@ -46,6 +46,7 @@ COMPLETION_CASES: Final[tuple[Case, ...]] = (
     Case("echo: true", "echo", True, equals(True)),
     Case("logprobs: 0", "logprobs", 0, equals(0)),
     Case("logprobs", "logprobs", 2),
+    Case("an empty stop", "stop", "", empty_stop),
     Case("stop", "stop", ["END"]),
     Case("seed", "seed", 7),
     Case("presence_penalty", "presence_penalty", 0.5, is_not(0)),
@@ -55,7 +56,10 @@ COMPLETION_CASES: Final[tuple[Case, ...]] = (
     Case("user", "user", "somebody", is_not("")),
 )
 
-COMMON: Final[Rules] = {"temperature outside 0..2": (Rule(Act.CLAMP, bounds=(0, 2)),)}
+COMMON: Final[Rules] = {
+    "temperature outside 0..2": (Rule(Act.CLAMP, bounds=(0, 2)),),
+    "an empty stop": NO_EMPTY_STOP,
+}
 """What holds for every engine."""
 
 LOCAL: Final[Rules] = {**COMMON, "user": (Rule(Act.IGNORED),)}

@@ -22,7 +22,7 @@ from flm.engines.base import (
     Verdict,
 )
 from flm.engines.capabilities import Act, Rule, Table
-from flm.engines.chat_cases import CHAT_CASES, LOCAL
+from flm.engines.chat_cases import CHAT_CASES, FUNCTIONS_ONLY, LOCAL
 from flm.engines.closed import ClosedRoute
 from flm.engines.completion_cases import COMPLETION_CASES
 from flm.engines.embedding_cases import EMBEDDING_CASES, NO_DIMENSIONS
@@ -134,6 +134,7 @@ class LlamaCpp(PassThrough):
         CHAT_CASES,
         {
             **LOCAL,
+            "tools of another type": FUNCTIONS_ONLY,  # 500 "Unsupported tool type"
             # With the tools still offered it writes the call as text (seen on b10573).
             'tool_choice "none"': (Rule(Act.REWORD, "without the tools", make=without_tools),),
             "tool_choice of one function": (

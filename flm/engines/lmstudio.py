@@ -30,14 +30,14 @@ from flm.engines.base import (
     UpstreamRequest,
 )
 from flm.engines.capabilities import Act, Rule, Table
-from flm.engines.chat_cases import CHAT_CASES, COMMON, LOCAL
+from flm.engines.chat_cases import CHAT_CASES, COMMON, EFFORTS, FUNCTIONS_ONLY, LOCAL
 from flm.engines.closed import ClosedRoute
 from flm.engines.completion_cases import COMPLETION_CASES
 from flm.engines.embedding_cases import EMBEDDING_CASES, NO_DIMENSIONS
 from flm.engines.passed import PassedAnswer, PassedStream
 from flm.engines.passthrough import PassThrough
 from flm.engines.probing import MAX_MODELS, RECOGNISED, body_of, dismissed, foreign, listed, shaped
-from flm.engines.requests import only_named_tool
+from flm.engines.requests import as_json_schema, only_named_tool
 from flm.errors import UpstreamProtocolError
 from flm.snapshot import Model
 from flm.wire.chat import BRACKET, MALFORMED, content_parts, decoded, first_byte, invalid
@@ -134,6 +134,10 @@ def _limit(value: Raw, _given: Mapping[str, Raw]) -> Mapping[str, Any]:
     return {"max_tokens": value, "max_completion_tokens": UNSET}
 
 
+def _later_limit(_value: Raw, given: Mapping[str, Raw]) -> Mapping[str, Any]:
+    return _limit(given["max_completion_tokens"], given)
+
+
 def _open_object(_value: Raw, _given: Mapping[str, Raw]) -> Mapping[str, Any]:
     return {"response_format": OPEN_OBJECT}
 
@@ -167,14 +171,16 @@ CHAT_TABLE: Final = Table(
     CHAT_CASES,
     {
         **LOCAL,
+        "max_tokens": (Rule(Act.DROP, "which goes in its place", beside="max_completion_tokens", make=_later_limit),),
         "max_completion_tokens": (Rule(Act.REWORD, "as `max_tokens`", at="max_tokens", make=_limit),),
         "n > 1": _ONE_ANSWER,
         **dict.fromkeys(("logprobs", "top_logprobs", "parallel_tool_calls: false"), _UNDOCUMENTED),
-        'reasoning_effort "none"': _UNTHINKING,
-        "reasoning_effort": _UNTHINKING,
+        **dict.fromkeys(EFFORTS, _UNTHINKING),
+        "tools of another type": FUNCTIONS_ONLY,
         "tool_choice of one function": (
             Rule(Act.REWORD, 'as `tool_choice` "required" with that one tool', make=only_named_tool),
         ),
+        "response_format json_object with a schema": (Rule(Act.REWORD, "as `json_schema`", make=as_json_schema),),
         "response_format json_object": (
             Rule(Act.CHANGE, "an open object as `json_schema`", value="json_schema", make=_open_object),
         ),

@@ -18,9 +18,11 @@ from flm.engines.base import Call, Change, UpstreamRequest
 from flm.engines.capabilities import older
 from flm.engines.ollama_options import Options, options
 from flm.engines.ollama_table import CHAT_TABLE, EMBEDDING_TABLE
-from flm.engines.requests import check_tool_choice
+from flm.engines.requests import check_chat
 from flm.errors import ErrorKind, RequestError
 from flm.wire.chat import (
+    BRACE,
+    LETTER_N,
     QUOTE,
     ChatParameters,
     Message,
@@ -32,13 +34,10 @@ from flm.wire.chat import (
     invalid,
     modalities,
     parameters,
-    tool_name,
 )
 from flm.wire.embeddings import EmbeddingParameters, embedded
 
 Raw = msgspec.Raw
-MAX_EFFORT_SINCE: Final = (0, 22, 0)
-LEVELS_SINCE: Final = (0, 12, 0)  # before, a level was refused for every model but one family
 THINKS_BY_ITSELF_SINCE: Final = (0, 12, 0)  # before, a silent request left the thoughts in the text, with their tags
 
 _ROLES: Final = {
@@ -49,15 +48,8 @@ _ROLES: Final = {
     "tool": "tool",
     "function": "tool",
 }
-_EFFORTS: Final[dict[str, bool | str]] = {
-    "none": False,
-    "minimal": "low",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "max",
-    "max": "max",
-}
+_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_THINKS: Final = {"none": False, "true": True}  # other levels go by their names
 
 
 class NativeParameters(ChatParameters, frozen=True, kw_only=True):
@@ -148,7 +140,9 @@ _text = msgspec.json.Decoder(str)
 def chat(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...]]:
     """`/api/chat` for this call, and what could not be passed on. Raises RequestError."""
     wanted = parameters(call.peek.fields, NativeParameters)
-    check_tool_choice(wanted)
+    check_chat(wanted)
+    if wanted.reasoning_effort not in (None, *_EFFORTS):
+        raise invalid(f"`reasoning_effort` must be one of {', '.join(_EFFORTS)}", "reasoning_effort")
     decided = CHAT_TABLE.decide(call, modalities(wanted.messages))
     if decided.changes or decided.fields != call.peek.fields:
         wanted = parameters(decided.fields, NativeParameters)
@@ -156,7 +150,7 @@ def chat(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...]]:
         call.model,
         _messages(wanted.messages),
         call.peek.stream,
-        tools=_tools(wanted),
+        tools=wanted.tools or None,
         format=_format(wanted),
         options=options(wanted, wanted.max_completion_tokens or wanted.max_tokens),
         keep_alive=wanted.keep_alive,
@@ -195,11 +189,15 @@ def _format(wanted: NativeParameters) -> Raw | None:
     kind = wanted.response_format
     if kind is None or kind.type == "text":
         return None
-    if kind.type == "json_object":
+    schema, where = kind.schema, "response_format.schema"
+    if kind.type == "json_schema":
+        where = "response_format.json_schema"
+        schema = decoded(_schema, kind.json_schema, where).schema
+        where += ".schema"
+    elif first_byte(schema) == LETTER_N:
         return Raw(b'"json"')
-    schema: Raw = decoded(_schema, kind.json_schema, "response_format.json_schema").schema
-    if not bytes(schema).startswith(b"{"):
-        raise invalid("`response_format.json_schema.schema` must be an object", "response_format")
+    if first_byte(schema) != BRACE:
+        raise invalid(f"`{where}` must be an object", "response_format")
     return schema
 
 
@@ -208,20 +206,9 @@ def _think(wanted: NativeParameters, call: Call) -> bool | str | None:
     if effort is None:
         able = "thinking" in call.capabilities
         return True if able and older(call.engine_version, THINKS_BY_ITSELF_SINCE) else None
-    level = _EFFORTS.get(effort)
-    if level is None:
-        raise invalid(f"`reasoning_effort` must be one of {', '.join(_EFFORTS)}", "reasoning_effort")
     if call.capabilities and "thinking" not in call.capabilities:
         return None  # asked not to think, it would refuse; a wish to think has been dropped before
-    if level == "max" and older(call.engine_version, MAX_EFFORT_SINCE):
-        level = "high"
-    return True if level and older(call.engine_version, LEVELS_SINCE) else level
-
-
-def _tools(wanted: NativeParameters) -> tuple[Tool, ...] | None:
-    if None in [tool_name(tool) for tool in wanted.tools or ()]:
-        raise RequestError(ErrorKind.UNSUPPORTED_PARAMETER, "only tools of type function are supported", param="tools")
-    return wanted.tools or None
+    return _THINKS.get(effort, effort)
 
 
 def _messages(messages: tuple[Message, ...]) -> list[_NativeMessage]:

@@ -13,7 +13,7 @@ import msgspec
 
 from flm.engines import completion_cases
 from flm.engines.capabilities import Act, Rule, Table
-from flm.engines.chat_cases import CHAT_CASES, COMMON, NO_SPEECH
+from flm.engines.chat_cases import CHAT_CASES, COMMON, FUNCTIONS_ONLY, NO_SPEECH
 from flm.engines.completion_cases import COMPLETION_CASES
 from flm.engines.embedding_cases import EMBEDDING_CASES, NO_DIMENSIONS
 from flm.engines.requests import named_in_tools, without_tools
@@ -22,6 +22,8 @@ from flm.errors import ErrorKind
 Raw = msgspec.Raw
 LOGPROBS_SINCE: Final = (0, 12, 11)
 DIMENSIONS_SINCE: Final = (0, 11, 11)
+MAX_EFFORT_SINCE: Final = (0, 22, 0)
+LEVELS_SINCE: Final = (0, 12, 0)  # before, a level was refused for every model but one family
 
 _MODALITY = ErrorKind.UNSUPPORTED_MODALITIES
 
@@ -38,6 +40,11 @@ def _no(what: str) -> tuple[Rule, ...]:
     return (Rule(Act.REFUSE, f"this engine takes no {what} input", kind=_MODALITY),)
 
 
+_NO_LEVEL = (
+    Rule(Act.DROP, lacking="thinking"),
+    Rule(Act.CHANGE, "it only knew whether to think", value="true", before=LEVELS_SINCE),
+)
+_NO_MAX = Rule(Act.CHANGE, value="high", before=MAX_EFFORT_SINCE)
 _NO_LOGPROBS = Rule(Act.DROP, before=LOGPROBS_SINCE)
 CHAT_TABLE: Final = Table(
     CHAT_CASES,
@@ -45,7 +52,7 @@ CHAT_TABLE: Final = Table(
         **COMMON,
         "temperature": _option("temperature"),
         "top_p": _option("top_p"),
-        "max_tokens": _option("num_predict"),
+        "max_tokens": (Rule(Act.DROP, beside="max_completion_tokens"), *_option("num_predict")),
         "max_completion_tokens": _option("num_predict"),
         "n > 1": (Rule(Act.CHANGE, value=1),),
         "stop": _option("stop"),
@@ -55,6 +62,8 @@ CHAT_TABLE: Final = Table(
         "logprobs": (_NO_LOGPROBS, Rule(Act.REWORD, at="logprobs")),
         "top_logprobs": (_NO_LOGPROBS, Rule(Act.REWORD, at="top_logprobs")),
         "stream_options": (Rule(Act.REWORD, "FLM writes the usage chunk"),),
+        "tools of another type": FUNCTIONS_ONLY,
+        "tools with strict: true": (Rule(Act.IGNORED, "a call need not follow its schema", value="strict"),),
         "tools": (Rule(Act.REWORD, at="tools"),),
         "tools: []": (Rule(Act.REWORD, "without tools"),),
         'tool_choice "none"': (Rule(Act.REWORD, "without the tools", make=without_tools),),
@@ -64,16 +73,17 @@ CHAT_TABLE: Final = Table(
             Rule(Act.CHANGE, "cannot be enforced; only that tool is offered", value="auto", make=_only_named),
         ),
         "response_format text": (Rule(Act.REWORD, "without a format"),),
+        "response_format json_object with a schema": (Rule(Act.REWORD, at="format"),),
         "response_format json_object": (Rule(Act.REWORD, at="format"),),
         "response_format json_schema": (Rule(Act.REWORD, at="format"),),
         'reasoning_effort "none"': (
             Rule(Act.REWORD, "nothing is sent", lacking="thinking"),
             Rule(Act.REWORD, at="think"),
         ),
-        "reasoning_effort": (
-            Rule(Act.DROP, lacking="thinking"),
-            Rule(Act.REWORD, at="think"),
-        ),
+        'reasoning_effort "minimal"': (*_NO_LEVEL, Rule(Act.CHANGE, value="low")),
+        'reasoning_effort "xhigh"': (*_NO_LEVEL, _NO_MAX, Rule(Act.CHANGE, value="max")),
+        'reasoning_effort "max"': (*_NO_LEVEL, _NO_MAX, Rule(Act.REWORD, at="think")),
+        "reasoning_effort": (*_NO_LEVEL, Rule(Act.REWORD, at="think")),
         "modalities with audio": NO_SPEECH,
         "image parts": (*COMMON["image parts"], Rule(Act.REWORD, at="messages.0.images")),
         "role developer": (Rule(Act.REWORD, "as `system`", at="messages.0.role"),),

@@ -21,7 +21,7 @@ from flm.engines.embedding_cases import EMBEDDING_CASES
 from flm.engines.passed import PassedAnswer, PassedStream
 from flm.engines.passed_text import PassedText, PassedTextStream
 from flm.engines.passed_vectors import PassedVectors
-from flm.engines.requests import check_task, check_tool_choice
+from flm.engines.requests import check_chat, check_task
 from flm.wire.chat import ChatParameters, modalities, parameters
 from flm.wire.completions import CompletionParameters, check_bounds
 from flm.wire.embeddings import EmbeddingParameters, embedded
@@ -53,7 +53,7 @@ class PassThrough(DialectDefaults):
         if call.endpoint is Endpoint.COMPLETIONS:
             return self._complete(call)
         chat = parameters(call.peek.fields, ChatParameters)
-        check_tool_choice(chat)
+        check_chat(chat)
         decided = self.chat_table.decide(call, modalities(chat.messages))
         request = self._request(call, decided.fields)
         changes = decided.told()

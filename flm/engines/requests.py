@@ -39,12 +39,18 @@ def check_task(call: Call, *, embeds_unlisted: bool) -> None:
     raise RequestError(ErrorKind.UNSUPPORTED_PARAMETER, message, param="model")
 
 
-def check_tool_choice(parameters: ChatParameters) -> None:
-    """Raises INVALID_REQUEST for a `tool_choice` string the API does not have."""
+def check_chat(parameters: ChatParameters) -> None:
+    """Raises INVALID_REQUEST for a `tool_choice` string the API does not have, functions without a name, and
+    `top_logprobs` without `logprobs`.
+    """
     choice = parameters.tool_choice
     if isinstance(choice, str) and choice not in ("none", "auto", "required"):
         message = f"`tool_choice` must be none, auto, required or an object, not {choice!r}"
-        raise RequestError(ErrorKind.INVALID_REQUEST, message, param="tool_choice")
+        raise invalid(message, "tool_choice")
+    for tool in parameters.tools or ():
+        tool_name(tool)
+    if parameters.top_logprobs and not parameters.logprobs:
+        raise invalid("`top_logprobs` is only allowed together with `logprobs: true`", "top_logprobs")
 
 
 def only_named_tool(choice: Raw, fields: Mapping[str, Raw]) -> dict[str, Any]:
@@ -53,6 +59,12 @@ def only_named_tool(choice: Raw, fields: Mapping[str, Raw]) -> dict[str, Any]:
     Raises INVALID_REQUEST if it is not among the tools.
     """
     return {"tools": [named_in_tools(choice, fields)], "tool_choice": "required"}
+
+
+def as_json_schema(wanted: Raw, _fields: Mapping[str, Raw]) -> dict[str, Any]:
+    """A `response_format` json_object with a schema, for engines that read a schema only of a json_schema."""
+    schema = _choice.decode(wanted)["schema"]
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "object", "schema": schema}}}
 
 
 def without_tools(_choice: Raw, _fields: Mapping[str, Raw]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from flm.engines.passed_text import PassedText, PassedTextStream
 from flm.engines.passthrough import PassThrough
 from flm.engines.places import executables
 from flm.engines.probing import MAX_MODELS, RECOGNISED, body_of, dismissed, foreign, listed, server, shaped
+from flm.engines.requests import as_json_schema
 from flm.errors import ErrorKind, RequestError, UpstreamProtocolError
 from flm.snapshot import Model
 from flm.wire.chat import LETTER_N, MALFORMED, NULL, QUOTE, decoded, first_byte
@@ -234,6 +235,7 @@ class VLLM(PassThrough):
             **chat_cases.LOCAL,
             "response_format structural_tag": (Rule(Act.PASS),),
             "stream_options": _STREAM_OPTIONS,
+            "response_format json_object with a schema": (Rule(Act.REWORD, "as `json_schema`", make=as_json_schema),),
             "tools: []": (Rule(Act.REWORD, "without tools", make=_no_tools),),
             "image parts": _PASSED,
             "audio parts": _PASSED,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flm.demo.registry import DIALECTS as SIMULATORS
 from flm.engines.base import Dialect, Endpoint
-from flm.engines.capabilities import Act, Case, Rule, Table
+from flm.engines.capabilities import Act, Case, Rule, Table, Version
 from flm.engines.registry import DIALECTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "parameters.md"
@@ -79,9 +79,13 @@ def table(tables: dict[str, Table]) -> str:
 def cell(rules: tuple[Rule, ...]) -> str:
     """What becomes of one case, in words."""
     words = [_words(rule) for rule in rules]
-    if rules[-1].lacking or rules[-1].before:
+    if _conditional(rules[-1]):
         words.append("else passed")
     return "; ".join(words)
+
+
+def _conditional(rule: Rule) -> bool:
+    return bool(rule.lacking or rule.before or rule.beside)
 
 
 def _words(rule: Rule) -> str:
@@ -89,7 +93,7 @@ def _words(rule: Rule) -> str:
     if rule.act is Act.REFUSE:
         text += f" ({rule.kind.status})"
     if rule.value is not None:
-        text += f" to `{rule.value}`"
+        text += f" (`{rule.value}`)" if rule.act is Act.IGNORED else f" to `{rule.value}`"
     if rule.bounds is not None:
         text += f" to {rule.bounds[0]}..{rule.bounds[1]}"
     if rule.at:
@@ -98,6 +102,8 @@ def _words(rule: Rule) -> str:
         text += f" for models without `{rule.lacking}`"
     if rule.before:
         text += " before " + ".".join(map(str, rule.before))
+    if rule.beside:
+        text += f" beside `{rule.beside}`"
     if rule.note and rule.act is not Act.REFUSE:
         text += f" ({rule.note})"
     return text
@@ -108,10 +114,18 @@ def variants(dialect: Dialect, case: Case, rules: tuple[Rule, ...]) -> list[tupl
     found: list[tuple[Rule, tuple[str, ...], str | None]] = []
     for rule in rules:
         capabilities = ("completion",) if rule.lacking else ()
-        found.append((rule, capabilities, "0.0.1" if rule.before else None))
-    if rules[-1].lacking or rules[-1].before:
+        found.append((rule, capabilities, _last_before(rule.before) if rule.before else None))
+    if _conditional(rules[-1]):
         found.append((Rule(Act.PASS), (), None))
     return found
+
+
+def _last_before(version: Version) -> str:
+    """A version older than this one, and no older than need be: earlier rules may be for those."""
+    major, minor, patch = version
+    if patch:
+        return f"{major}.{minor}.{patch - 1}"
+    return f"{major}.{minor - 1}.999" if minor else f"{major - 1}.999.999"
 
 
 if __name__ == "__main__":

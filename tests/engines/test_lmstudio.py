@@ -191,7 +191,8 @@ def test_the_newer_name_of_the_limit_becomes_the_older_one_and_wins() -> None:
         chat(max_completion_tokens=9, max_tokens=5),
     ):
         found, changes = sent(body)
-        assert (found["max_tokens"], "max_completion_tokens" in found, changes) == (9, False, ())
+        assert (found["max_tokens"], "max_completion_tokens" in found) == (9, False)
+        assert changes == ((Change("max_tokens", "dropped"),) if "max_tokens" in body else ())
 
 
 def test_a_developer_is_the_system() -> None:

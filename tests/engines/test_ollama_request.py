@@ -17,7 +17,7 @@ from tests.support.translating import call, chat
 
 FOLDER = "ollama-0.34.4"
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -64,7 +64,7 @@ def refused(body: dict[str, Any], **more: Any) -> tuple[int, str, str | None]:
             },
         ),
         ("chat_stop", {**GREEDY, "stop": ["script"]}),
-        ("chat_length", {**GREEDY, "max_completion_tokens": 3, "max_tokens": 99}),
+        ("chat_length", {**GREEDY, "max_completion_tokens": 3}),
         ("chat_logprobs", {**GREEDY, "max_tokens": 2, "logprobs": True, "top_logprobs": 2}),
         (
             "chat_format_schema",
@@ -132,7 +132,10 @@ def test_levels_of_thinking() -> None:
     [("none", False), ("minimal", "low"), ("low", "low"), ("medium", "medium"), ("high", "high"), ("xhigh", "max")],
 )
 def test_efforts(effort: str, think: bool | str) -> None:
-    assert sent(chat(reasoning_effort=effort))[0]["think"] == think
+    found, changes = sent(chat(reasoning_effort=effort))
+    assert found["think"] == think
+    same = think in (effort, False)
+    assert changes == (() if same else (Change("reasoning_effort", "changed", think),))
     found, changes = sent(chat(reasoning_effort=effort), capabilities=("completion",))
     assert "think" not in found
     assert changes == (() if effort == "none" else (Change("reasoning_effort", "dropped"),))
@@ -142,6 +145,10 @@ def test_efforts(effort: str, think: bool | str) -> None:
     ("effort", "version", "think"),
     [
         ("xhigh", "0.21.0", "high"),
+        ("max", "0.21.0", "high"),
+        ("max", "0.22.0", "max"),
+        ("max", "0.11.4", True),
+        ("minimal", "0.11.4", True),
         ("xhigh", "0.22.0", "max"),
         ("xhigh", "0.0.0", "max"),
         ("high", "0.11.4", True),
@@ -151,8 +158,49 @@ def test_efforts(effort: str, think: bool | str) -> None:
     ],
 )
 def test_old_versions_think_differently(effort: str | None, version: str, think: bool | str | None) -> None:
-    found, _ = sent(chat(reasoning_effort=effort), engine_version=version, capabilities=("completion", "thinking"))
+    asked = chat(reasoning_effort=effort)
+    found, changes = sent(asked, engine_version=version, capabilities=("completion", "thinking"))
     assert found.get("think") == think
+    if effort in (None, "none", think):
+        assert changes == ()
+    else:
+        assert changes == (Change("reasoning_effort", "changed", "true" if think is True else think),)
+
+
+def test_an_effort_that_is_none_is_refused_by_old_versions_too() -> None:
+    found = refused(chat(reasoning_effort="true"), engine_version="0.11.4")
+    assert found == (400, "invalid_request", "reasoning_effort")
+
+
+def test_of_two_limits_one_goes_and_the_other_is_told() -> None:
+    found, changes = sent(chat(max_tokens=99, max_completion_tokens=3))
+    assert found["options"] == {"num_predict": 3}
+    assert changes == (Change("max_tokens", "dropped"),)
+    assert sent(chat(max_tokens=99, max_completion_tokens=None))[1] == ()
+
+
+@pytest.mark.parametrize(("stop", "goes"), [("", None), ([""], None), (["", "END", ""], ["END"])])
+@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.COMPLETIONS])
+def test_an_empty_stop_does_not_go(stop: Any, goes: Any, endpoint: Endpoint) -> None:
+    found, changes = sent({**PLAIN[endpoint], "stop": stop}, endpoint=endpoint)
+    assert found.get("options") == ({"stop": goes} if goes else None)
+    assert changes == (Change("stop", "dropped"),)
+
+
+def test_a_schema_beside_json_object_goes() -> None:
+    wanted = {"type": "json_object", "schema": SCHEMA}
+    found, changes = sent(chat(response_format=wanted))
+    assert (found["format"], changes) == (SCHEMA, ())
+    assert sent(chat(response_format={"type": "json_object", "schema": None}))[0]["format"] == "json"
+    assert refused(chat(response_format={"type": "json_object", "schema": [1]})) == (*BAD, "response_format")
+
+
+def test_a_schema_that_a_call_need_not_follow() -> None:
+    strict = {"type": "function", "function": {**TOOL["function"], "strict": True}}
+    found, changes = sent(chat(tools=[TOOL, strict]))
+    assert (found["tools"], changes) == ([TOOL, strict], (Change("tools", "ignored", "strict"),))
+    loose = {"type": "function", "function": {**TOOL["function"], "strict": False}}
+    assert sent(chat(tools=[loose]))[1] == ()
 
 
 @pytest.mark.parametrize(

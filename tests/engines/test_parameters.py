@@ -59,7 +59,10 @@ def cells(endpoint: Endpoint) -> Iterator[Any]:
         for case in table.cases:
             for rule, capabilities, version in variants(DIALECTS[kind], case, table.rules(case)):
                 label = f"{kind}-{case.label}-{rule.act.value}" + ("" if not capabilities else "-unable")
-                yield pytest.param(endpoint, DIALECTS[kind], case, rule, capabilities, version, id=label)
+                asked = case
+                if rule.beside:
+                    asked = msgspec.structs.replace(case, beside={**case.beside, rule.beside: case.example})
+                yield pytest.param(endpoint, DIALECTS[kind], asked, rule, capabilities, version, id=label)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def check_body(
     if rule.act in (Act.PASS, Act.IGNORED):
         parameter = "messages" if case.modality else case.parameter
         assert body.get(parameter) == wanted[parameter]
-    elif rule.act is Act.DROP and not case.modality:
+    elif rule.act is Act.DROP and not case.modality and rule.make is None:
         assert case.parameter not in body
     elif rule.act is Act.CLAMP:
         assert found(body, place(dialect, case, endpoint)) == clamped(case, rule)

@@ -11,6 +11,7 @@ from flm.engines.base import Call, Change, Dialect, Endpoint
 from flm.engines.registry import DIALECTS
 from flm.errors import RequestError
 from flm.wire.openai import peek
+from tests.support.belonging import PLAIN
 from tests.support.translating import CREATED, RESPONSE_ID, call, chat
 
 LLAMACPP, OPENAI = DIALECTS["llamacpp"], DIALECTS["openai"]
@@ -63,6 +64,10 @@ def test_temperature_is_clamped(dialect: Dialect) -> None:
         ({"n": 10**9}, (400, "invalid_request", "n")),
         ({"tools": "x"}, (400, "invalid_request", "tools")),
         ({"tools": [WEATHER], "tool_choice": "sometimes"}, (400, "invalid_request", "tool_choice")),
+        ({"tools": [{"type": "function"}]}, (400, "invalid_request", "tools")),
+        ({"tools": [{"type": "function", "function": {"description": "?"}}]}, (400, "invalid_request", "tools")),
+        ({"top_logprobs": 2}, (400, "invalid_request", "top_logprobs")),
+        ({"top_logprobs": 2, "logprobs": False}, (400, "invalid_request", "top_logprobs")),
         ({"response_format": {"type": "yaml"}}, (400, "unsupported_parameter", "response_format")),
     ],
 )
@@ -70,6 +75,49 @@ def test_what_is_malformed_never_reaches_the_engine(
     dialect: Dialect, fields: dict[str, Any], expected: tuple[int, str, str | None]
 ) -> None:
     assert refused(dialect, chat(**fields)) == expected
+
+
+EVERY = [pytest.param(dialect, id=kind) for kind, dialect in DIALECTS.items()]
+
+
+@pytest.mark.parametrize("dialect", EVERY)
+def test_alternatives_of_tokens_that_were_not_asked_for(dialect: Dialect) -> None:
+    assert refused(dialect, chat(top_logprobs=2)) == (400, "invalid_request", "top_logprobs")
+    dialect.begin(call(chat(top_logprobs=0)))
+
+
+@pytest.mark.parametrize("dialect", BOTH)
+@pytest.mark.parametrize(("stop", "goes"), [("", {}), ([""], {}), (["", "END"], {"stop": ["END"]})])
+@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.COMPLETIONS])
+def test_an_empty_stop_does_not_go(dialect: Dialect, stop: Any, goes: dict[str, Any], endpoint: Endpoint) -> None:
+    found, changes = sent(dialect, {**PLAIN[endpoint], "stop": stop}, endpoint=endpoint)
+    assert {name: value for name, value in found.items() if name == "stop"} == goes
+    assert changes == (Change("stop", "dropped"),)
+
+
+@pytest.mark.parametrize("kind", ["lmstudio", "vllm"])
+def test_a_schema_beside_json_object_goes_where_it_is_read(kind: str) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
+    found, changes = sent(DIALECTS[kind], chat(response_format={"type": "json_object", "schema": schema}))
+    assert found["response_format"]["type"] == "json_schema"
+    assert found["response_format"]["json_schema"]["schema"] == schema
+    assert changes == ()
+
+
+@pytest.mark.parametrize("kind", ["llamacpp", "lmstudio"])
+def test_a_tool_that_is_no_function(kind: str) -> None:
+    body = chat(tools=[WEATHER, {"type": "custom", "custom": {"name": "sh"}}])
+    assert refused(DIALECTS[kind], body) == (400, "unsupported_parameter", "tools")
+    assert sent(OPENAI, body)[0]["tools"] == body["tools"]
+
+
+@pytest.mark.parametrize("first", ["max_tokens", "max_completion_tokens"])
+def test_of_two_limits_lm_studio_gets_the_newer(first: str) -> None:
+    limits = {first: 0, "max_tokens": 99, "max_completion_tokens": 3}
+    found, changes = sent(DIALECTS["lmstudio"], chat(**limits))
+    assert found["max_tokens"] == 3
+    assert "max_completion_tokens" not in found
+    assert changes == (Change("max_tokens", "dropped"),)
 
 
 @pytest.mark.parametrize("dialect", BOTH)
