@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
+
 from flm._native import Keyring, NativeError, generate_key, hash_secret
 from flm.config import Resolved, Settings, Value, resolve
 from flm.errors import CommandCode, CommandError
@@ -34,6 +36,7 @@ from flm.store.folder import Folder
 from flm.store.pepper import load_pepper
 
 CHAT_KEY_SECONDS: Final = 900.0  # a key for one `flm chat`: no answer takes longer to begin
+NOT_PUBLISHED: Final = "its model list cannot be published, and is left out: too large, or not to be encoded"
 _FIRST_CHAT_SLOT: Final = 1 << 31  # beyond every slot of the database
 _SALT_BYTES: Final = 16
 
@@ -58,6 +61,7 @@ class Publisher:
         self.engines: tuple[Engine, ...] = ()
         self.policy: Policy | None = None  # the last one that could be read
         self._policy_error: str | None = None
+        self._bare_error: str | None = None  # which engines are in force without their models
         self._revoked = False  # a key, and nobody was told yet
         self.on_revocation: Callable[[], None] = lambda: None  # called once requests with the key are refused
         self.resolved = Resolved(resolve({}, {}).settings, {})
@@ -133,7 +137,7 @@ class Publisher:
             snapshot = Snapshot(
                 self._instance, resolved.settings, self.engines, aliases, policy, restrictions=restrictions
             )
-            epoch = memory.shared.publish(encode(snapshot))
+            epoch, bare = _published(memory, snapshot)
         except NativeError as error:
             raise CommandError(
                 CommandCode.DB_ERROR,
@@ -141,8 +145,15 @@ class Publisher:
             ) from None
         self._seen = seen
         self.resolved = resolved
-        self.last_error = self._policy_error
+        self._say_bare(bare)
+        self.last_error = self._policy_error or self._bare_error
         return epoch
+
+    def _say_bare(self, ids: list[str]) -> None:
+        error = f"{', '.join(ids)}: {NOT_PUBLISHED}" if ids else None
+        if error is not None and error != self._bare_error:
+            log.error("%s", error)
+        self._bare_error = error
 
     def _tell_of_revocation(self) -> None:
         if self._revoked and self.resolved.settings.security_revoke_ends_streams:
@@ -205,6 +216,44 @@ class Publisher:
         if self._config is None or self._security is None:
             raise CommandError(CommandCode.DB_ERROR, "the databases are not open; the log says why")
         return self._config, self._security
+
+
+def _published(memory: Memory, snapshot: Snapshot) -> tuple[int, list[str]]:
+    """Publish; the epoch, and the ids of engines that are in it without their models.
+
+    An engine that cannot be encoded loses its models, and says so in its `last_error`, rather than keep everything else
+    from being in force; where all together are too large, that is the one with most. Raises NativeError.
+    """
+    sizes = [_encoded_size(engine) for engine in snapshot.engines]
+    engines = [
+        engine if size is not None else _bare(engine) for engine, size in zip(snapshot.engines, sizes, strict=True)
+    ]
+    bare = [engine.id for engine, size in zip(engines, sizes, strict=True) if size is None]
+    rest = sorted((index for index, engine in enumerate(engines) if engine.models), key=lambda each: sizes[each] or 0)
+    while True:
+        try:
+            epoch = memory.shared.publish(encode(msgspec.structs.replace(snapshot, engines=tuple(engines))))
+        except NativeError:
+            if not rest:
+                raise
+            largest = rest.pop()
+            engines[largest] = _bare(engines[largest])
+            bare.append(engines[largest].id)
+        else:
+            return epoch, sorted(bare)
+
+
+def _encoded_size(engine: Engine) -> int | None:
+    """Bytes in the snapshot; None if the engine cannot be encoded."""
+    try:
+        return len(msgspec.msgpack.encode(engine))
+    except (ValueError, OverflowError, TypeError, RecursionError):
+        return None
+
+
+def _bare(engine: Engine) -> Engine:
+    """The engine without what it says of itself."""
+    return msgspec.structs.replace(engine, models=(), version=None, last_error=NOT_PUBLISHED)
 
 
 def _bits(key: key_rows.StoredKey) -> int:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from flm._native import Keyring, generate_key, hash_secret
@@ -16,10 +17,10 @@ from flm.errors import CommandCode, CommandError
 from flm.policy import scopes
 from flm.policy.document import Policy, RateLimit
 from flm.policy.restrictions import Restriction
-from flm.runtime.memory import Memory
-from flm.runtime.publish import Publisher
+from flm.runtime.memory import SNAPSHOT_BYTES, Memory
+from flm.runtime.publish import NOT_PUBLISHED, Publisher
 from flm.services.notice import put_in_force
-from flm.snapshot import Engine, decode
+from flm.snapshot import Engine, Model, decode
 from flm.store import keys, policy, settings
 from flm.store.database import open_config, open_security
 from flm.store.folder import Folder, locate
@@ -284,6 +285,40 @@ def test_engines_are_part_of_it(tmp_path: Path) -> None:
         bench.publisher.engines = (engine,)
         await bench.publisher.refresh(bench.memory)
         assert decode(bench.memory.shared.snapshot()[1]).engines == (engine,)
+        await bench.publisher.close()
+
+    run(main)
+
+
+BAD = {
+    "number": Model("m", context_length=2**64),
+    "name": Model("\ud800"),
+    "size": Model("m", capabilities=("c" * (SNAPSHOT_BYTES // 2),)),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_an_engine_that_cannot_be_published_loses_its_models_and_hinders_nobody(
+    tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = Model("h", capabilities=("c" * (SNAPSHOT_BYTES // 2 - 1_000),))
+    good = Engine("good", "k", "http://127.0.0.1:1", "RunningHealthy", "1.0", models=(half,))
+    bad = Engine("bad", "k", "http://127.0.0.1:2", "RunningHealthy", "2.0", models=(BAD[fault],))
+
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        bench.publisher.engines = (good, bad)
+        for _ in range(2):
+            await bench.publisher.refresh(bench.memory)
+        shown, bare = decode(bench.memory.shared.snapshot()[1]).engines
+        assert shown == good
+        assert bare == msgspec.structs.replace(bad, models=(), version=None, last_error=NOT_PUBLISHED)
+        assert (bench.publisher.last_error or "").startswith("bad: its model list cannot be published")
+        assert len([each for each in caplog.records if "bad: its model list" in each.getMessage()]) == 1
+        bench.publisher.engines = (good,)
+        await bench.publisher.refresh(bench.memory)
+        assert (bench.publisher.last_error, bench.memory.shared.epoch()) == (None, 3)
         await bench.publisher.close()
 
     run(main)
