@@ -19,6 +19,7 @@ from flm.errors import ErrorKind, RequestError, UpstreamProtocolError, engine_re
 from flm.wire.chat import MALFORMED
 
 MAX_MESSAGE: Final = 2_000  # characters of an engine's message that are passed on; more is a stack trace
+_MAX_PARAM: Final = 200  # characters of the name of a field; a longer one is none
 _MAX_LOOKED_AT: Final = 4 * MAX_MESSAGE  # characters of a text in which an error is looked for
 
 
@@ -47,6 +48,7 @@ class _Wrapped(msgspec.Struct, frozen=True):
 _wrapped = msgspec.json.Decoder(_Wrapped)
 _object = msgspec.json.Decoder(_Object)
 _text = msgspec.json.Decoder(str)
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch  # what is taken for a code of an engine's
 _STATUS = re.compile(r"\d{3}(?!\d)")
 
 _TOO_LONG = (
@@ -116,7 +118,7 @@ def _known(status: int, found: Reported, long_field: str) -> RequestError:
     for text, param in _MISTAKES.items():
         if status == 500 and message.startswith(text):
             return engine_refusal(400, message, param=param)
-    named = found.code if isinstance(found.code, str) and not found.code.isdigit() else None
+    named = found.code if isinstance(found.code, str) and _NAME(found.code) and not found.code.isdigit() else None
     if status == 404:
         about_model = "model" in message.lower()
         named = named or ("model_not_found" if about_model else "not_found")
@@ -180,6 +182,8 @@ def _object_error(value: bytes) -> Reported | None:
     except MALFORMED:
         return None
     param = found.param.removeprefix("body.") if found.param else None  # where a validator found it, vLLM
+    if param and (len(param) > _MAX_PARAM or not param.isprintable()):
+        param = None
     return Reported(found.message, found.type or "", found.code, param)
 
 

@@ -223,7 +223,7 @@ class App:
         view = self._view()
         gate = view.gate
         fields, size = heads.collect(scope["headers"])
-        responder.use(view.settings, gate.headers(fields.get(b"origin")))
+        responder.use(view.settings, gate.headers(fields.get(b"origin")), view.by_ids)
         head = Head(scope["method"], scope["raw_path"], fields)
         exchange.head = head
         exchange.name(gate.request_id(scope["client"][0], fields))

@@ -27,6 +27,8 @@ from flm.upstream.pool import Response
 from flm.wire.openai import check_values, peek
 
 SETTLE_SECONDS: Final = 1.0  # for the last bytes of an answer that is complete, so that its connection can be kept
+_REMOVED: Final = "(removed)"
+_TELLING: Final = 4  # characters of a credential's beginning that are not shown either
 
 _ID_PREFIXES: Final = {Endpoint.CHAT: "chatcmpl", Endpoint.COMPLETIONS: "cmpl", Endpoint.EMBEDDINGS: "embd"}
 
@@ -69,10 +71,18 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
 def _take_out(credential: str | None, error: RequestError) -> None:
     """Engines tend to repeat the key they refuse; theirs is FLM's, and none of the client's business."""
     if credential:
-        error.message = error.message.replace(credential, "(removed)")
-        error.code = error.code.replace(credential, "(removed)")
-        error.type = error.type.replace(credential, "(removed)")
-        error.param = error.param and error.param.replace(credential, "(removed)")
+        error.message = _without(credential, error.message)
+        error.code = _without(credential, error.code)
+        error.param = error.param and _without(credential, error.param)
+
+
+def _without(credential: str, text: str) -> str:
+    """`text` without `credential`, nor the beginning of it that is left where an engine's words were cut short."""
+    text = text.replace(credential, _REMOVED)
+    for length in range(min(len(credential) - 1, len(text)), _TELLING - 1, -1):
+        if text.endswith(credential[:length]):
+            return text[:-length] + _REMOVED
+    return text
 
 
 def _warnings(changes: tuple[Change, ...], exchange: Exchange) -> tuple[Header, ...]:

@@ -10,6 +10,7 @@ Does not know what the bytes mean, nor where they come from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from flm.config import SEND_FRAME_BYTES, Settings
@@ -41,6 +42,13 @@ _DEFAULTS: Final = Settings()
 _COMMENT: Final = b": waiting for the engine\n\n"
 _STATUSES: Final = range(200, 600)  # the server's process dies on some statuses outside (docs/granian.md)
 
+ByIds = Callable[[str, str | None], str]
+
+
+def _as_it_is(text: str, _engine_id: str | None) -> str:
+    """Before the engines are known, nothing is said about them."""
+    return text
+
 
 class Responder:
     """The answer to one request. `without_body`: only its head is wanted (HEAD)."""
@@ -48,6 +56,7 @@ class Responder:
     __slots__ = (
         "_added",
         "_blocked",
+        "_by_ids",
         "_exchange",
         "_paced_bytes",
         "_settings",
@@ -60,17 +69,19 @@ class Responder:
         self._exchange = exchange
         self._settings = _DEFAULTS
         self._added: tuple[Header, ...] = ()
+        self._by_ids: ByIds = _as_it_is
         self._streaming = False
         self._blocked = 0.0
         self._paced_bytes = 0
         self.without_body = without_body
         self.started = False
 
-    def use(self, settings: Settings, headers: tuple[Header, ...]) -> None:
-        """The settings in force for this request, once they are known, and headers its answer carries, whatever it
-        is."""
+    def use(self, settings: Settings, headers: tuple[Header, ...], by_ids: ByIds) -> None:
+        """What is in force for this request, once it is known: the settings, headers its answer carries, whatever it
+        is, and how engines are called in errors (see `View.by_ids`)."""
         self._settings = settings
         self._added = headers
+        self._by_ids = by_ids
 
     def add(self, headers: tuple[Header, ...]) -> None:
         """More headers for whatever the answer is."""
@@ -127,8 +138,9 @@ class Responder:
 
         A whole answer that broke off half-way cannot be mended: it stays short, and the server cuts the connection.
         """
-        self._exchange.record.error_type = error.kind.code  # an engine's own code may be any text
-        error.message = without_keys(error.message)
+        record = self._exchange.record
+        record.error_type = error.kind.code  # an engine's own code may be any text
+        error.message = self._by_ids(without_keys(error.message), record.engine_id)
         if self._exchange.answered:
             return
         request_id = self._exchange.request_id

@@ -9,7 +9,8 @@ Does not know who publishes snapshots, nor how bytes travel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -23,6 +24,7 @@ from flm.policy.routing import Route, RouteIndex, model_id
 from flm.proxy.gate import Gate
 from flm.snapshot import SERVING, Engine, Model, Snapshot
 from flm.upstream.pool import Pool, Timeouts
+from flm.wire.http1 import parse_address
 
 PoolKey = tuple[str, str, str | None, str | None, Timeouts, int, float, float]
 OpenPool = Callable[[Engine, "Dialect", Timeouts, int], Pool]
@@ -104,6 +106,7 @@ class View:
         )
         self.openings: Final = parse_openings(settings.passthrough_open_routes)
         self.restrictions: Final = snapshot.restrictions
+        self._engines: Final = snapshot.engines
         listed = [entry for each in snapshot.engines for entry in _entries(each)]
         self._listed: Final = listed + _alias_entries(self.routes, listed)
         self._models: Final = _encoder.encode(_List("list", self._listed))
@@ -148,6 +151,18 @@ class View:
             raise RequestError(ErrorKind.NOT_IMPLEMENTED, message)
         return target
 
+    def by_ids(self, text: str, engine_id: str | None) -> str:
+        """`text` for an API client, who has no business with where engines are: each is called by its id there, not by
+        its address. `engine_id`: the one that was asked, whose name is meant where several are at one address."""
+        named = {}
+        for engine in sorted(self._engines, key=lambda engine: engine.id == engine_id):
+            named.update(dict.fromkeys(_addresses(engine), engine.id))
+        for address in sorted(named, key=len, reverse=True):
+            if address in text:
+                whole = rf"(?<![\w.-])(?:the engine at )?{re.escape(address)}(?![\w-]|\.\w|:\d)"
+                text = re.sub(whole, f"engine '{named[address]}'", text)
+        return text
+
     def models(self, restriction: Restriction | None) -> bytes:
         """The list of all models that a key with this restriction may use."""
         if restriction is None:
@@ -167,6 +182,15 @@ class View:
 def _allows(restriction: Restriction, entry: Listed) -> bool:
     full_id = model_id(entry.engine_id, entry.name)  # its `id` may be an alias
     return restriction.allows_engine(entry.engine_id) and restriction.allows_model(full_id, entry.name)
+
+
+def _addresses(engine: Engine) -> Iterable[str]:
+    """How messages name where an engine is (see `upstream`)."""
+    try:
+        address = parse_address(engine.url)
+    except ValueError:  # of a kind of a newer FLM: there is no pool that has looked at it
+        return (engine.url,)
+    return engine.url, address.origin, address.authority
 
 
 def _chosen(own: float | None, general: float) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import ssl
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -322,14 +323,14 @@ class Pool:
         return self._tls
 
     def _no_tls(self, error: OSError) -> RequestError:
-        reason = handshake_failure(error, self._address.host)
+        reason = handshake_failure(error, self._address.authority)
         return RequestError(ErrorKind.ENGINE_ERROR, f"no TLS connection to the engine at {self.origin}: {reason}")
 
     def _unreachable(self, error: OSError) -> RequestError:
         if error.errno in _NO_SOCKET:
             message = "FLM has no free socket for the engine; too many connections are open"
             return RequestError(ErrorKind.OVERLOADED, message, headers=_RETRY_AFTER)
-        reason = "the connection was refused" if isinstance(error, ConnectionRefusedError) else str(error)
+        reason = "the connection was refused" if isinstance(error, ConnectionRefusedError) else _words(error)
         message = f"nothing answers at {self.origin} ({reason}); is the engine running?"
         return RequestError(ErrorKind.ENGINE_UNAVAILABLE, message, headers=_RETRY_AFTER)
 
@@ -386,6 +387,11 @@ class Pool:
         await self._drains.close()
         for connection in ending:
             await connection.lost
+
+
+def _words(error: OSError) -> str:
+    """The system's own: event loops add the address they dialled."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
 def _in_handshake(error: OSError) -> bool:

@@ -63,10 +63,10 @@ def client_context(ca: str | None) -> ssl.SSLContext:
     return context
 
 
-def handshake_failure(error: Exception, host: str) -> str:
-    """Why no TLS connection to `host` came about, in words: what is wrong, and where it can be mended."""
+def handshake_failure(error: Exception, authority: str) -> str:
+    """Why no TLS connection to `authority`, `host:port`, came about: what is wrong, and where it can be mended."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _not_verified(error, host)
+        return _not_verified(error, authority)
     if isinstance(error, ssl.SSLError) and error.reason not in _NO_TLS:
         return f"the TLS handshake failed ({_words(error)})"
     return "what listens there does not speak TLS; if it is plain HTTP, its URL begins with http://"
@@ -79,14 +79,15 @@ _NO_TLS: Final = frozenset({
 })  # fmt: skip
 
 
-def _not_verified(error: ssl.SSLCertVerificationError, host: str) -> str:
+def _not_verified(error: ssl.SSLCertVerificationError, authority: str) -> str:
     code = error.verify_code
     if code == _EXPIRED:
         return "its certificate, or one that vouches for it, has expired; the engine needs a new one"
     if code == _NOT_YET_VALID:
         return "its certificate, or one that vouches for it, is not valid yet; is a clock wrong, there or here?"
     if code in _OTHER_NAME:
-        return f"its certificate is for another name than {host}; the URL must name the host as the certificate does"
+        another = f"its certificate is for another name than {authority}"
+        return f"{another}; the URL must name the host as the certificate does"
     if code == _SELF_SIGNED:
         return f"its certificate is not trusted, being signed by itself only; {_TRUST}"
     if code in _UNKNOWN_AUTHORITY:

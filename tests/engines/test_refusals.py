@@ -46,6 +46,24 @@ def test_a_mistake_of_the_caller_is_no_failure_of_the_engine(message: str, param
     assert quoted.status == 502, "an engine's answer may hold the words"
 
 
+@pytest.mark.parametrize("code", ["", "a b", "a" * 65, "k\u00e9y", "a\n", "<b>", "a/b", "a:b", "123"])
+def test_a_code_that_is_no_name_is_dropped(code: str) -> None:
+    body = {"error": {"message": "odd", "code": code}}
+    for status, own in ((400, "invalid_request"), (404, "not_found"), (500, "engine_error")):
+        assert refusal(status, json.dumps(body).encode(), "messages").code == own
+
+
+def test_a_code_that_is_a_name_is_kept() -> None:
+    body = {"error": {"message": "odd", "code": "rate.limit_reached-2"}}
+    assert refusal(400, json.dumps(body).encode(), "messages").code == "rate.limit_reached-2"
+
+
+@pytest.mark.parametrize(("param", "kept"), [("p" * 200, True), ("p" * 201, False), ("a\nb", False), ("a[0].b", True)])
+def test_a_param_is_short_and_printable_or_none(param: str, kept: bool) -> None:
+    body = {"error": {"message": "odd", "param": param}}
+    assert refusal(400, json.dumps(body).encode(), "messages").param == (param if kept else None)
+
+
 @pytest.mark.parametrize("times", [1_000, 40_000])
 @pytest.mark.parametrize(
     "piece", ["map[ code:123 message:", "map[", "code:123 ", "message: type:x ", "map[code:500 message:x type:", "]"]
