@@ -23,7 +23,7 @@ from flm.errors import CommandCode, CommandError
 from flm.store import audit as table
 from flm.store import audit_file, keys
 from flm.store.audit import Filter
-from flm.store.database import Row, open_security
+from flm.store.database import Database, Row, open_security
 from flm.store.folder import Folder
 
 USUAL: Final = 100  # rows of a list, unless told otherwise
@@ -97,14 +97,14 @@ class AuditService:
             raise CommandError(CommandCode.USAGE, "what is followed has no end: leave out --until")
         chosen = await self._filter(query)
         await self._store()
-        database, identity, last = None, None, None
+        database, identity, last = None, None, None  # the file that is open, and the last row of it that was shown
         try:
             while True:
                 found = await asyncio.to_thread(_identity, self._folder)
                 if last is None or found != identity:
                     if database is not None:
                         await database.close()
-                    database, identity = await audit_file.open_for_reading(self._folder), found
+                    database, identity = await self._open()
                     if last is not None or database is None:
                         last = 0  # it has just been made, or was set aside and begun anew
                     else:
@@ -121,6 +121,17 @@ class AuditService:
         finally:
             if database is not None:
                 await database.close()
+
+    async def _open(self) -> tuple[Database | None, tuple[int, int] | None]:
+        """The database and which file it is; (None, None) while there is none, or an empty one."""
+        while True:
+            before = await asyncio.to_thread(_identity, self._folder)
+            database = await audit_file.open_for_reading(self._folder)
+            if database is None:
+                return None, None
+            if before is not None and before == await asyncio.to_thread(_identity, self._folder):
+                return database, before
+            await database.close()  # it was replaced meanwhile: which of the two it is cannot be told
 
     async def _filter(self, query: Query) -> Filter:
         return Filter(

@@ -45,17 +45,16 @@ async def open_for_writing(folder: Folder) -> Database:
 
 async def open_for_reading(folder: Folder) -> Database | None:
     """The audit database as it is; None if there is none. Raises DB_ERROR, IO_ERROR, MIGRATION_FAILED."""
-    if not await asyncio.to_thread(os.path.lexists, folder.audit):
-        return None
     for attempt in range(1, _LOOKS + 1):
         try:
-            await asyncio.to_thread(_look, folder.audit)
+            if await asyncio.to_thread(_look, folder.audit) <= 0:
+                return None
             break
         except CommandError as error:
             if attempt == _LOOKS:
                 raise CommandError(error.code, f"{_reason(error)}; a proxy that writes to it sets it aside") from None
         await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-    return await open_by(lambda: opening.open_by_itself(folder.audit, AUDIT), folder.audit)
+    return await open_by(lambda: opening.open_to_read(folder.audit), folder.audit)
 
 
 async def set_aside(folder: Folder, why: str) -> None:
@@ -86,11 +85,12 @@ def _open(path: Path) -> sqlite3.Connection:
     return opening.open_by_itself(path, AUDIT)
 
 
-def _look(path: Path) -> None:
-    """Raises CommandError if what stands there cannot be used."""
+def _look(path: Path) -> int:
+    """The size of what stands there, -1 if nothing does. Raises CommandError if it cannot be used."""
     sizes = [secure_file(path.with_name(path.name + suffix)) for suffix in ("", *_COMPANIONS)]
     if 0 < sizes[0] <= LARGEST_INSPECTED:
         inspect(path, AUDIT)
+    return sizes[0]
 
 
 def _set_aside(path: Path, why: str) -> None:

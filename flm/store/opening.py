@@ -85,6 +85,13 @@ def open_by_itself(path: Path, schema: Schema) -> sqlite3.Connection:
         return _connect(path, schema)
 
 
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """An open connection that changes nothing, and needs no room on the disk, to a database that was inspected. Raises
+    DB_ERROR."""
+    with _opening:
+        return _opened(path, "mode=ro")
+
+
 def migrate(path: Path, schema: Schema) -> None:
     """Bring a database up to date, one transaction a step, after keeping a copy of what has data.
 
@@ -162,9 +169,19 @@ def _refuse_a_loss(folder: Folder) -> None:
 
 
 def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
+    settings = [
+        "auto_vacuum = INCREMENTAL" if schema.shrinks else "",  # holds for a file that is still empty
+        "journal_mode = WAL",
+        f"synchronous = {schema.synchronous}",
+        "secure_delete = ON",  # a credential that was removed is gone from the file
+    ]
+    return _opened(path, "mode=rw", *filter(None, settings))
+
+
+def _opened(path: Path, mode: str, *settings: str) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(
-            uri(path, "mode=rw"),
+            uri(path, mode),
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
@@ -174,12 +191,8 @@ def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
         try:
             connection.identity = _identity(path)
             _open[connection.identity] += 1
-            if schema.shrinks:
-                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # holds for a file that is still empty
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            connection.execute(f"PRAGMA synchronous = {schema.synchronous}")
-            connection.execute("PRAGMA secure_delete = ON")  # a credential that was removed is gone from the file
-            connection.execute("PRAGMA trusted_schema = OFF")
+            for setting in (*settings, "trusted_schema = OFF"):
+                connection.execute(f"PRAGMA {setting}").fetchall()
         except BaseException:
             connection.close()
             raise

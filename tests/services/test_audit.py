@@ -11,6 +11,7 @@ from flm.errors import CommandCode, CommandError
 from flm.services.audit import AuditEntry, AuditService, Query
 from flm.services.security import SecurityService
 from flm.store import audit, audit_file
+from flm.store.database import Database
 from flm.store.folder import Folder
 
 NOW = 1_795_000_000.0  # 2026-11-18T11:06:40Z
@@ -125,9 +126,17 @@ def test_following_a_log_that_is_made_taken_away_and_made_anew(folder: Folder, m
     monkeypatch.setattr("flm.services.audit.FOLLOW_SECONDS", 0.01)
 
     async def main() -> None:
+        looked, open_for_reading = asyncio.Event(), audit_file.open_for_reading
+
+        async def watched(where: Folder) -> Database | None:
+            found = await open_for_reading(where)
+            looked.set()
+            return found
+
+        monkeypatch.setattr(audit_file, "open_for_reading", watched)
         follower = AuditService(folder).follow(Query(engine="e"))
         coming = asyncio.ensure_future(anext(follower))
-        await asyncio.sleep(0)
+        await looked.wait()  # there is no log yet
         await store(folder, row(0), row(1, engine_id="other"), row(2))
         seen = [(await coming).request_id, (await anext(follower)).request_id]
         coming = asyncio.ensure_future(anext(follower))
