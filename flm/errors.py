@@ -23,6 +23,14 @@ class FlmError(Exception):
         self.message = message
 
 
+_SHOWN = 200  # characters of a caller's own words that an error repeats
+
+
+def shown(text: str) -> str:
+    """A caller's own words, fit to be repeated in an error: quoted, cut short, and saying so."""
+    return repr(text) if len(text) <= _SHOWN else repr(text[:_SHOWN]) + "…"
+
+
 class ErrorKind(enum.Enum):
     """What went wrong with one HTTP request: (status, OpenAI error type, code). Explained in docs/http.md."""
 

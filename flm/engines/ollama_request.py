@@ -19,7 +19,7 @@ from flm.engines.capabilities import older
 from flm.engines.ollama_options import Options, options
 from flm.engines.ollama_table import CHAT_TABLE, EMBEDDING_TABLE
 from flm.engines.requests import check_chat
-from flm.errors import ErrorKind, RequestError
+from flm.errors import ErrorKind, RequestError, shown
 from flm.wire.chat import (
     BRACE,
     LETTER_N,
@@ -219,7 +219,7 @@ def _messages(messages: tuple[Message, ...]) -> list[_NativeMessage]:
 def _message(message: Message, where: str, called: dict[str, str]) -> _NativeMessage:
     role = _ROLES.get(message.role)
     if role is None:
-        raise invalid(f"`{where}.role` must be one of {', '.join(_ROLES)}, not {message.role!r}", f"{where}.role")
+        raise invalid(f"`{where}.role` must be one of {', '.join(_ROLES)}, not {shown(message.role)}", f"{where}.role")
     content, images = _content(message.content, f"{where}.content")
     return _NativeMessage(
         role,
@@ -265,7 +265,7 @@ def _part_text(part: Part, where: str) -> str:
         raise invalid(f"`{where}` has a part of type {part.type} without its text", where)
     kind = ErrorKind.UNSUPPORTED_MODALITIES if part.type in ("input_audio", "video_url") else ErrorKind.INVALID_REQUEST
     raise RequestError(
-        kind, f"`{where}` has a part of type {part.type!r}, which this engine does not take", param=where
+        kind, f"`{where}` has a part of type {shown(part.type)}, which this engine does not take", param=where
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from flm.engines.base import Call, Endpoint
-from flm.errors import ErrorKind, RequestError
+from flm.errors import ErrorKind, RequestError, shown
 from flm.wire.chat import ChatParameters, Tool, decoded, invalid, named_tool, tool_name
 
 Raw = msgspec.Raw
@@ -30,9 +30,9 @@ def check_task(call: Call, *, embeds_unlisted: bool) -> None:
     if call.endpoint is Endpoint.EMBEDDINGS:
         if embeds_unlisted or "embedding" in known or "completion" not in known:
             return
-        message = f"the model {call.peek.model!r} makes no embeddings"
+        message = f"the model {shown(call.peek.model)} makes no embeddings"
     elif "embedding" in known and "completion" not in known:
-        message = f"the model {call.peek.model!r} makes embeddings only (POST {Endpoint.EMBEDDINGS.value})"
+        message = f"the model {shown(call.peek.model)} makes embeddings only (POST {Endpoint.EMBEDDINGS.value})"
     else:
         return
     message += "; GET /v1/models lists what each model can do"
@@ -45,7 +45,7 @@ def check_chat(parameters: ChatParameters) -> None:
     """
     choice = parameters.tool_choice
     if isinstance(choice, str) and choice not in ("none", "auto", "required"):
-        message = f"`tool_choice` must be none, auto, required or an object, not {choice!r}"
+        message = f"`tool_choice` must be none, auto, required or an object, not {shown(choice)}"
         raise invalid(message, "tool_choice")
     for tool in parameters.tools or ():
         tool_name(tool)
@@ -79,4 +79,4 @@ def named_in_tools(choice: Raw, fields: Mapping[str, Raw]) -> Raw:
     for tool in tools:
         if tool_name(decoded(_tool, tool, "tools")) == name:
             return tool
-    raise invalid(f"`tool_choice` names {name!r}, which is not among `tools`", "tool_choice")
+    raise invalid(f"`tool_choice` names {shown(name)}, which is not among `tools`", "tool_choice")

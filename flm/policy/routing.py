@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-from flm.errors import ErrorKind, RequestError
+from flm.errors import ErrorKind, RequestError, shown
 from flm.policy.restrictions import Restriction, denied
 
 SCHEME: Final = "flm://"
 _SHOWN_CANDIDATES: Final = 8  # ids listed in an error; more would only be noise
-_SHOWN_ID: Final = 100  # characters of an unknown id that an error repeats
 
 
 class ModelFacts(Protocol):
@@ -131,8 +130,7 @@ class RouteIndex(Generic[E]):
         """The engine of this id, which answers. Raises RequestError ENGINE_NOT_FOUND, ENGINE_UNAVAILABLE."""
         engine = self._engines.get(engine_id)
         if engine is None:
-            known = ", ".join(list(self._engines)[:_SHOWN_CANDIDATES]) or "none"
-            message = f"there is no engine {engine_id[:_SHOWN_ID]!r}; known engines: {known}"
+            message = f"there is no engine {shown(engine_id)}; known engines: {_some(list(self._engines))}"
             raise RequestError(ErrorKind.ENGINE_NOT_FOUND, message, param=param)
         if engine.status not in self._serving:
             raise _unavailable(engine)
@@ -141,14 +139,14 @@ class RouteIndex(Generic[E]):
     def _resolve_id(self, name: str, restriction: Restriction | None) -> Route[E]:
         engine_id, model = split_model_id(name)
         if restriction is not None and not restriction.allows_engine(engine_id):
-            raise denied(f"engine {engine_id[:_SHOWN_ID]!r}", param="model")
+            raise denied(f"engine {shown(engine_id)}", param="model")
         self.engine(engine_id, param="model")  # refuses one that is unknown or down
         route = self._by_id[engine_id].get(model) or self._by_lower_id[engine_id].get(model.lower())
         if route is None:
-            message = f"engine {engine_id!r} has no model {model!r}; GET /v1/models lists what there is"
+            message = f"engine {engine_id!r} has no model {shown(model)}; GET /v1/models lists what there is"
             raise RequestError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
         if restriction is not None and not allows(restriction, route):
-            raise denied(f"model {name!r}", param="model")
+            raise denied(f"model {shown(name)}", param="model")
         return route
 
     def _named(self, name: str) -> list[Route[E]]:
@@ -161,18 +159,18 @@ class RouteIndex(Generic[E]):
         if restriction is not None and known:
             known = [route for route in known if allows(restriction, route)]
             if not known:
-                raise denied(f"model {name!r}", param="model")
+                raise denied(f"model {shown(name)}", param="model")
         serving = [route for route in known if route.engine.status in self._serving]
         if len(serving) == 1:
             return serving[0]
         if serving:
-            ids = ", ".join(model_id(route.engine.id, route.model.name) for route in serving[:_SHOWN_CANDIDATES])
-            message = f"several engines have a model {name!r}; name one of them by its id: {ids}"
+            ids = _some([model_id(route.engine.id, route.model.name) for route in serving])
+            message = f"several engines have a model {shown(name)}; name one of them by its id: {ids}"
             raise RequestError(ErrorKind.INVALID_MODEL, message, param="model")
         if known:
             raise _unavailable(known[0].engine)
         hint = "" if self._plain_names else " (plain names are off: use `flm://{engine}/{model}`)"
-        message = f"there is no model {name!r}{hint}; GET /v1/models lists what there is"
+        message = f"there is no model {shown(name)}{hint}; GET /v1/models lists what there is"
         raise RequestError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
 
 
@@ -180,6 +178,12 @@ def allows(restriction: Restriction, route: Route[E]) -> bool:
     """Whether a key with this restriction may use the model of `route`."""
     engine_id, name = route.engine.id, route.model.name
     return restriction.allows_engine(engine_id) and restriction.allows_model(model_id(engine_id, name), name)
+
+
+def _some(ids: Sequence[str]) -> str:
+    """The first of `ids`, and how many more there are."""
+    more = len(ids) - _SHOWN_CANDIDATES
+    return (", ".join(ids[:_SHOWN_CANDIDATES]) or "none") + (f" and {more} more" if more > 0 else "")
 
 
 def _unavailable(engine: EngineFacts) -> RequestError:

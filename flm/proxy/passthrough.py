@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from flm.engines.base import UpstreamRequest
-from flm.errors import EngineTimeoutError, ErrorKind, Header, RequestError, engine_refusal
+from flm.errors import EngineTimeoutError, ErrorKind, Header, RequestError, engine_refusal, shown
 from flm.policy import paths
 from flm.policy.closing import check_open
 from flm.policy.crossing import Place, Veil, answer_headers, holds_key, request_headers
@@ -35,7 +35,6 @@ from flm.proxy.view import Target, View
 from flm.proxy.watchdog import Watchdog
 from flm.upstream.pool import Response, Upload
 
-_SHOWN_ID: Final = 100  # characters of an engine's id that an error repeats
 _OWN_REFUSALS: Final = frozenset({401, 403, 407})  # FLM's credential for the engine was refused
 _BODILESS: Final = frozenset({204, 304})
 _LAST_EVENT: Final = b"data: [DONE]\n\n"  # clients of event streams often read no further
@@ -91,7 +90,7 @@ def _check_key(restriction: Restriction | None, engine_id: str) -> None:
     if restriction.models:
         raise denied("/engine/: it is restricted to models, and what is passed on there is not read")
     if not restriction.allows_engine(engine_id):
-        raise denied(f"engine {engine_id[:_SHOWN_ID]!r}")
+        raise denied(f"engine {shown(engine_id)}")
 
 
 async def _without_body(exchange: Exchange, passing: Passing, responder: Responder) -> None:

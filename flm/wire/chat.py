@@ -99,6 +99,7 @@ _Shape = TypeVar("_Shape", bound=msgspec.Struct)
 _parts = msgspec.json.Decoder(tuple[Part, ...])
 _tool_name = msgspec.json.Decoder(_ToolName)
 
+_MAX_REASON = 200  # characters of what is wrong with a value: some of it repeats the value
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding JSON may raise for bad input."""
 
@@ -137,7 +138,8 @@ def decoded(decoder: msgspec.json.Decoder[Any], raw: Raw, param: str) -> Any:
     try:
         return decoder.decode(raw)
     except MALFORMED as error:
-        raise invalid(f"`{param}` is not valid: {str(error).replace('`$', f'`{param}')}", param) from None
+        reason = str(error)[:_MAX_REASON].replace("`$", f"`{param}")
+        raise invalid(f"`{param}` is not valid: {reason}", param) from None
 
 
 def first_byte(value: Raw) -> int:

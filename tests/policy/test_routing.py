@@ -109,3 +109,23 @@ def test_any_name_is_a_route_or_a_refusal(name: str) -> None:
     except RequestError as error:
         status = error.status
     assert status in (200, 400, 404, 503)
+
+
+def test_a_list_that_is_cut_short_says_so() -> None:
+    def listed(count: int) -> tuple[str, str]:
+        routes = index(*(engine(f"e{number:02}", UP, "m") for number in range(count)))
+        return refusal(routes, "flm://x/m").message, refusal(routes, "m").message
+
+    assert listed(8)[0].endswith("known engines: e00, e01, e02, e03, e04, e05, e06, e07")
+    assert listed(9)[0].endswith(", e07 and 1 more")
+    assert listed(20)[0].endswith(", e07 and 12 more")
+    assert listed(8)[1].endswith(", flm://e07/m")
+    assert listed(20)[1].endswith(", flm://e07/m and 12 more")
+
+
+@pytest.mark.parametrize("name", ["{}", "flm://{}/m", "flm://a/{}"])
+def test_a_name_is_repeated_up_to_200_characters(name: str) -> None:
+    for length in (200, 201):
+        message = refusal(index(engine("a", UP, "one")), name.format("n" * length)).message
+        assert f"{'n' * 200}'" in message
+        assert ("…" in message) is (length > 200)

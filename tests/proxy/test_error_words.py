@@ -1,4 +1,5 @@
-"""What errors tell API clients: the engine's id and never its address, and nothing of FLM's credential for it."""
+"""What errors tell API clients: the engine's id and never its address, nothing of FLM's credential for it, and of a
+caller's own words no more than fits a line."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ import pytest
 
 from flm.config import Settings
 from flm.engines.refusals import MAX_MESSAGE
+from flm.policy.restrictions import Restriction
 from flm.proxy.view import View
-from flm.snapshot import Engine, Snapshot
-from tests.proxy.harness import CHAT, Client, World, chat, engine, run
+from flm.snapshot import Engine, Model, Snapshot
+from tests.proxy.harness import CHAT, EMBEDDINGS, Client, World, chat, engine, run
 from tests.support.engine import ScriptedEngine, answer, fin, mark, receive, rst, say, stall
 
 JSON = b"content-type: application/json"
@@ -167,5 +169,53 @@ def test_an_engines_error_tells_nothing_of_flms_credential(body: bytes, status: 
             await world.app.aclose()
             assert b'"error":{' in client.body
             assert CREDENTIAL[:4].encode() not in client.body + b"".join(world.raw)
+
+    run(test())
+
+
+# --- a caller's own words --------------------------------------------------------------------------------------------
+
+LONG = "n" * 100_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": LONG},
+        {"model": f"flm://{LONG}/m"},
+        {"model": f"flm://e/{LONG}"},
+        {"model": "flm://e/m", "tool_choice": LONG},
+        {"model": "flm://e/m", "tool_choice": {"type": "function", "function": {"name": LONG}}, "tools": []},
+        {"model": "flm://o/m", "messages": [{"role": LONG, "content": "x"}]},
+        {"model": "flm://o/m", "messages": [{"role": "user", "content": [{"type": LONG}]}]},
+        {"model": "flm://e/m", "stream_options": {"include_usage": LONG}, LONG: 1},
+        {"model": "flm://e/m", "stream": LONG},
+        {"model": "long"},
+        {"model": "flm://only/m", "input": [LONG], "encoding_format": LONG},
+    ],
+)
+def test_an_error_repeats_little_of_what_a_caller_wrote(body: dict[str, Any]) -> None:
+    async def test() -> None:
+        ollama = engine("http://127.0.0.1:1", kind="ollama", name="o")
+        embedding = Engine("only", "openai", "http://127.0.0.1:1", "RunningHealthy", models=(Model("m"),))
+        world = World(engine("http://127.0.0.1:1"), ollama, embedding, aliases={"long": f"flm://e/{LONG}"})
+        asked = body if "input" in body else {"messages": [{"role": "user", "content": "x"}], **body}
+        client = await world.ask("POST", EMBEDDINGS if "input" in body else CHAT, body=asked)
+        assert 400 <= client.status < 600
+        assert len(client.error["message"]) < 500
+
+    run(test())
+
+
+@pytest.mark.parametrize("path", ["/v1/models/flm%3A%2F%2Fe%2F{}", "/v1/models/{}", "/engine/{}/x", "/{}"])
+@pytest.mark.parametrize("restricted", [False, True])
+def test_an_error_repeats_little_of_a_long_path(path: str, restricted: bool) -> None:
+    async def test() -> None:
+        world = World(engine("http://127.0.0.1:1"), **ALL)
+        key = world.add_key(restriction=Restriction(engines=("x",))) if restricted else world.key
+        world.publish(engine("http://127.0.0.1:1"), **ALL)
+        client = await world.ask("GET", path.format("n" * 7_000), key=key)
+        assert 400 <= client.status < 500
+        assert len(client.error["message"]) < 500
 
     run(test())
