@@ -16,6 +16,7 @@ import msgspec
 
 from flm.engines.base import Call, Change, UpstreamRequest
 from flm.engines.capabilities import older
+from flm.engines.ollama_leftovers import leftovers
 from flm.engines.ollama_options import Options, options
 from flm.engines.ollama_table import CHAT_TABLE, EMBEDDING_TABLE
 from flm.engines.requests import check_chat
@@ -158,6 +159,9 @@ def chat(call: Call) -> tuple[UpstreamRequest, tuple[Change, ...]]:
         logprobs=wanted.logprobs or None,
         top_logprobs=_top_logprobs(wanted),
     )
+    for name in leftovers(decided.fields):
+        if (change := Change(name, "dropped")) not in decided.changes:
+            decided.tell(change)
     return UpstreamRequest("/api/chat", _encoder.encode(request)), decided.told()
 
 
@@ -233,7 +237,7 @@ def _message(message: Message, where: str, called: dict[str, str]) -> _NativeMes
 
 
 def _thinking(message: Message) -> str | None:
-    if message.reasoning_content is None and first_byte(message.reasoning) == QUOTE:
+    if not message.reasoning_content and first_byte(message.reasoning) == QUOTE:
         text: str = decoded(_text, message.reasoning, "messages")
         return text or None
     return message.reasoning_content or None

@@ -34,7 +34,8 @@ The caller is told in the answer's header `x-flm-warnings`, a structured-field l
 `temperature;action=clamped;value=2, logit_bias;action=dropped`, and the log line of the request lists the same under
 `warnings`. It names 32; `*;action=dropped;value=3` at its end says that 3 more are not named. `null` counts as absent,
 and a value that asks for what happens anyway (`n: 1`, `store: false`) is no case.
-Fields that are in no row go to engines that speak OpenAI's format unchanged; elsewhere they are dropped, and told.
+Fields that are in no row go to engines that speak OpenAI's format unchanged; elsewhere they are dropped, and told,
+also those inside messages, tools and formats (`messages.refusal`, `tools.cache_control`).
 """
 
 
