@@ -480,7 +480,8 @@ def test_nothing_of_keys_prompts_and_answers_is_in_it(tmp_path: Path) -> None:
             assert await rows_of(proxy)
             await proxy.service.stop(now=True)
             data = b"".join(path.read_bytes() for path in proxy.folder.root.glob("audit.db*"))
-            data += (proxy.folder.run / "audit").read_bytes()
+            with open(proxy.folder.run / "audit", "rb") as rings:
+                data += rings.read(4 << 20)  # the rest was never written
             assert b"/v1/chat/completions" in data
             for secret in (key, key.split("_")[2], "hello", '"x"'):
                 assert secret.encode() not in data
