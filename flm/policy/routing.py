@@ -121,7 +121,16 @@ class RouteIndex(Generic[E]):
         MODEL_NOT_FOUND, ENGINE_UNAVAILABLE for an engine that is known and down, PERMISSION_DENIED for what the caller
         may not use. An engine it may not use is denied whether it is there or not.
         """
-        target = self._aliases.get(name, name)
+        target = self._aliases.get(name)
+        if target is None:
+            return self._resolve(name, restriction)
+        try:
+            return self._resolve(target, restriction)
+        except RequestError as error:  # it speaks of a name that the caller never wrote
+            error.message = f"the alias {shown(name)} stands for {shown(target)}: {error.message}"
+            raise
+
+    def _resolve(self, target: str, restriction: Restriction | None) -> Route[E]:
         if target.startswith(SCHEME):
             return self._resolve_id(target, restriction)
         return self._resolve_plain(target, restriction)

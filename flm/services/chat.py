@@ -41,7 +41,11 @@ _CODES: Final[Mapping[str, CommandCode]] = {
     "overloaded": CommandCode.ENGINE_NETWORK_ERROR,
 }
 
+_MODELS: Final = "; `flm models list` shows what there is"
 _HINTS: Final[Mapping[str, str]] = {
+    "invalid_model": _MODELS,
+    "model_not_found": _MODELS,
+    "engine_not_found": _MODELS,
     "ip_not_allowed": "; this machine's own address is not in the ip_whitelist of `flm security policy show`",
 }
 
@@ -254,5 +258,6 @@ def _decoded(body: bytes) -> _Answer:
         raise CommandError(CommandCode.ENGINE_API_ERROR, "what came is no chat answer; is it FLM?") from None
     if found.error is not None:
         code = _CODES.get(found.error.code or "", CommandCode.ENGINE_API_ERROR)
-        raise CommandError(code, found.error.message + _HINTS.get(found.error.code or "", ""))
+        message = found.error.message.partition("; GET /v1/models")[0]  # a route is of no use at a command line
+        raise CommandError(code, message + _HINTS.get(found.error.code or "", ""))
     return found

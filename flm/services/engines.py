@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import msgspec.structs
 
 from flm import snapshot
 from flm.config import Settings, resolve
-from flm.engines.base import Dialect, ListingError, UpstreamRequest
+from flm.engines.base import Dialect, ListingError, UpstreamRequest, Verdict
 from flm.engines.registry import DIALECTS, dialect
 from flm.errors import CommandCode, CommandError, RequestError
 from flm.services.notice import put_in_force
@@ -39,6 +40,7 @@ from flm.store.folder import Folder
 from flm.upstream.detect import Detected, Registered, detect_engines, identify, list_models
 from flm.upstream.health import State, Thresholds, advance
 from flm.upstream.pool import Pool, Timeouts
+from flm.upstream.roster import place_of
 
 SELF_PROBE_SECONDS: Final = 1.5
 KINDS: Final = tuple(DIALECTS)  # what an engine may be registered as
@@ -139,7 +141,8 @@ class EngineService:
 
         `credential` is FLM's bearer token for it, stored 0600 and never shown again. `ca` is the content of a PEM file:
         an https engine is then verified by the certificates in it alone, else by the system's. Raises USAGE for an
-        argument that is not valid, CONFIG_INVALID for an id that is taken or an address where FLM itself answers.
+        argument that is not valid, CONFIG_INVALID for an id that is taken or an address where FLM itself answers. Logs
+        a warning if an engine that was found by itself had this id.
         """
         spoken = dialect(kind)
         engine = upstream(engine_id, kind, url, timeouts, ca, int(self._now()))
@@ -149,9 +152,16 @@ class EngineService:
                 CommandCode.CONFIG_INVALID,
                 f"FLM itself answers at {engine.url}, and must not be its own engine: give the engine's own address",
             )
+        former = await self._found_as(engine)
         await self._store(engine, credential)
         state = await self._state(engine, spoken, credential)
         await put_in_force(self._folder)
+        if former is not None:
+            log.warning(
+                "%s was the id of the engine found at %s, which goes by another one now: `flm engines list` shows it",
+                engine_id,
+                former.url,
+            )
         return _shown(_seen(Detected(engine_id, kind, engine.url, "registered", state)))
 
     async def remove(self, engine_id: str) -> str:
@@ -220,6 +230,15 @@ class EngineService:
         )
         return [_seen(each) for each in found]
 
+    async def _found_as(self, engine: Upstream) -> SeenEngine | None:
+        """The engine that was found by itself and has this id, at another place than this one."""
+        if not engine.id.startswith(KINDS):  # found ones are called by their kind
+            return None
+        for each in await self._see(fresh=False):
+            if (each.id, each.source) == (engine.id, "detected") and place_of(each.url) != place_of(engine.url):
+                return each
+        return None
+
     async def _store(self, upstream: Upstream, credential: str | None) -> None:
         async with (
             await open_config(self._folder) as config,
@@ -242,7 +261,22 @@ class EngineService:
         async with await open_config(self._folder) as config:
             settings = resolve(await setting_rows.all_settings(config), self._environment).settings
         observation = await identify(upstream.url, spoken, credential=credential, ca=upstream.ca)
+        if observation.verdict is Verdict.FOREIGN:
+            kind = await _kind_there(upstream, spoken, credential, self._environment)
+            if kind is not None:
+                detail = f"{observation.detail}; it looks like kind {kind}: remove it, and add it with --kind {kind}"
+                observation = msgspec.structs.replace(observation, detail=detail)
         return advance(None, observation, _thresholds(settings), self._now())
+
+
+async def _kind_there(
+    engine: Upstream, spoken: Dialect, credential: str | None, environment: Mapping[str, str]
+) -> str | None:
+    """The kind of what answers there and does not speak as was said; rather one that is looked for by itself."""
+    others = [each for each in DIALECTS.values() if each.kind != spoken.kind]
+    others.sort(key=lambda each: not each.addresses(environment, {}))
+    seen = await asyncio.gather(*(identify(engine.url, each, credential=credential, ca=engine.ca) for each in others))
+    return next((each.kind for each, one in zip(others, seen, strict=True) if one.verdict is Verdict.RECOGNISED), None)
 
 
 async def _is_flm(engine: Upstream) -> bool:

@@ -135,8 +135,13 @@ async def identify(
         detail = WANTS_KEY
     if identity.verdict not in RECOGNISED and prober.dislikes_http and await _is_behind_tls(url):
         detail = f"what listens at {url} speaks TLS; its URL begins with https://"
-    version, detail = bounds.bounded_version(identity.version), bounds.bounded_detail(detail)
+    version, detail = bounds.bounded_version(identity.version), bounds.bounded_detail(_with_url(url, detail))
     return Observation(identity.verdict, version, detail, prober.slowest_ms, prober.listening, installed)
+
+
+def _with_url(url: str, detail: str | None) -> str | None:
+    """Dialects speak of paths; a person wants to see what was asked, with a base that may be one too many."""
+    return f"{url}{detail}" if detail is not None and detail.startswith("/") else detail
 
 
 async def _is_behind_tls(url: str) -> bool:
@@ -172,9 +177,8 @@ async def list_models(
     except ListingError as error:
         if prober.wants_key:
             raise KeyWantedError(WANTS_KEY) from None
-        if prober.trouble is None:
-            raise
-        raise ListingError(f"{error} ({prober.trouble})") from None
+        why = f" ({prober.trouble})" if prober.trouble is not None else ""
+        raise ListingError(f"{_with_url(url, str(error))}{why}") from None
     for each in left_out:
         remark(f"{url}: {each}")
     return models

@@ -129,3 +129,13 @@ def test_a_name_is_repeated_up_to_200_characters(name: str) -> None:
         message = refusal(index(engine("a", UP, "one")), name.format("n" * length)).message
         assert f"{'n' * 200}'" in message
         assert ("…" in message) is (length > 200)
+
+
+def test_the_error_of_an_alias_names_it() -> None:
+    routes = index(engine("a", UP, "m"), gone="flm://a/x")
+    with pytest.raises(RequestError) as refused:
+        routes.resolve("gone")
+    assert refused.value.message.startswith("the alias 'gone' stands for 'flm://a/x': engine 'a' has no model 'x'")
+    with pytest.raises(RequestError) as plain:
+        routes.resolve("flm://a/x")
+    assert "alias" not in plain.value.message

@@ -93,7 +93,7 @@ def test_of_several_models_one_must_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("directives", "model", "code", "words"),
     [
-        (None, "flm://demo/nothing", CommandCode.ENGINE_NOT_FOUND, "nothing"),
+        (None, "flm://demo/nothing", CommandCode.ENGINE_NOT_FOUND, "'nothing'; `flm models list` shows"),
         (None, "flm://nobody/x", CommandCode.ENGINE_NOT_FOUND, "nobody"),
         (None, "flm://", CommandCode.ENGINE_NOT_FOUND, "flm://"),
         ("demo: status=500", "demo", CommandCode.ENGINE_NETWORK_ERROR, ""),

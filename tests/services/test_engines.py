@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -328,6 +329,41 @@ def credentials(folder: Folder) -> dict[str, str]:
             return await rows.credentials(database)
 
     return asyncio.run(read())
+
+
+class TestAddingWhatIsThere:
+    def test_a_wrong_kind_is_answered_with_the_right_one(self, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "DIALECTS", DIALECTS)
+        with demo_engine("llamacpp") as engine:
+            found = asyncio.run(service(folder).add("gpu1", "ollama", engine.url))
+        assert found.status == "ErrorApi"
+        assert str(found.last_error).startswith(f"{engine.url}/api/version answered 404 ")
+        assert "it looks like kind llamacpp" in str(found.last_error)
+
+    def test_what_is_of_no_kind_is_called_none(self, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "DIALECTS", DIALECTS)
+        with demo_engine("openai") as engine:
+            found = asyncio.run(service(folder).add("gpu1", "openai", f"{engine.url}/wrong/v1"))
+        assert found.last_error == f"{engine.url}/wrong/v1/models answered 404 without a model list"
+
+    def test_the_id_of_one_that_was_found_is_told(self, folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+        with demo_engine("ollama") as there, demo_engine("openai") as other, caplog.at_level(logging.WARNING):
+            both = service(folder, there)
+            asyncio.run(both.detect_engines())
+            asyncio.run(both.add("ollama", "openai", other.url))
+            assert f"ollama was the id of the engine found at {there.url}, which goes by another" in caplog.text
+            assert {(each.id, each.url) for each in asyncio.run(both.list())} == {
+                ("ollama", other.url),
+                ("ollama-2", there.url),
+            }
+
+    def test_the_very_engine_that_was_found_keeps_its_id(
+        self, folder: Folder, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with demo_engine("ollama") as there, caplog.at_level(logging.WARNING):
+            asyncio.run(service(folder, there).detect_engines())
+            asyncio.run(service(folder, there).add("ollama", "ollama", there.url))
+        assert caplog.text == ""
 
 
 class TestCredentials:
