@@ -1,10 +1,11 @@
 """Watches the engines while the proxy runs, so that one that appears, moves, dies or swaps its model is seen without a
 restart.
 
-Each round looks for engines of every kind at once and asks those that serve for their models; between rounds one engine
-can be checked alone, and a request that failed counts as a failed check. What requests should know is shown as soon as
-it is known: a death at once, an engine that appears together with its models. A model list that cannot be had leaves
-the last one standing. What was seen goes to the cache in config.db too, for `flm engines list`.
+Each round looks for engines of every kind at once and asks those that serve for their models (see `lists`), without
+waiting for slow ones; between rounds one engine can be checked alone, and a request that failed counts as a failed
+check. What requests should know is shown as soon as it is known: a death at once, an engine that appears together with
+its models. If that fails, the engines are asked on all the same. What was seen goes to the cache in config.db too, for
+`flm engines list`.
 
 Knows no kind of engine by name, and no worker: `show` takes what requests should know, whenever that may have changed.
 """
@@ -23,19 +24,21 @@ from typing import Final
 import msgspec
 
 from flm.config import Settings
-from flm.engines.base import ListingError, Verdict
+from flm.engines.base import Verdict
 from flm.engines.registry import DIALECTS
 from flm.errors import CommandError
-from flm.snapshot import Engine, Model
+from flm.runtime.lists import ModelLists, place
+from flm.snapshot import Engine
 from flm.store import engines as rows
 from flm.store.database import Database
-from flm.upstream.detect import Detected, Registered, detect_engines, identify, list_models
+from flm.upstream.detect import Detected, Registered, detect_engines, identify
 from flm.upstream.health import INSTALLED, Observation, State, Thresholds, advance
 
-ROUND_SECONDS: Final = 20.0  # looking takes 5 s at most, listing models 10 s
+ROUND_SECONDS: Final = 20.0  # looking takes 5 s at most; the rest is for a database that is busy
+NEW_LISTS_SECONDS: Final = 3.0  # how long a round waits for the models of engines that have just appeared
+LISTS_SECONDS: Final = 0.25  # and of the others, whose lists are in force whenever they come
 
 Show = Callable[[tuple[Engine, ...]], Awaitable[None]]
-_Place = tuple[str, str, str]  # id, kind, url: the same engine, as far as its models are concerned
 
 log = logging.getLogger("flm.engines")
 
@@ -47,9 +50,8 @@ class Prober:
         self._show = show
         self._shown = shown
         self._found: list[Detected] = []
-        self._models: dict[_Place, tuple[Model, ...]] = {}
-        self._listed: set[_Place] = set()  # asked for its models since it serves
-        self._complaints: dict[str, str] = {}
+        self._lists = ModelLists(self._tell)
+        self._untold: Exception | None = None  # why requests do not know what is known
         self._registered: tuple[list[rows.Upstream], dict[str, str]] = ([], {})
         self._looked = False
         self._turn = asyncio.Lock()
@@ -65,9 +67,7 @@ class Prober:
             state = State(each.status, each.checked_at, each.version, each.latency_ms, each.last_error)
             found = Detected(each.id, each.kind, each.url, each.source, state)
             self._found.append(found)
-            self._models[_place(found)] = each.models
-            if state.serving:
-                self._listed.add(_place(found))
+            self._lists.recall(found, each.models)
         known = {each.id for each in self._found}
         for upstream in self._registered[0]:
             if upstream.id not in known and upstream.kind in DIALECTS:
@@ -75,7 +75,7 @@ class Prober:
                 self._found.append(Detected(upstream.id, upstream.kind, upstream.url, "registered", pending))
 
     async def look(self, config: Database, security: Database, settings: Settings) -> None:
-        """One round. Raises DB_ERROR, and TimeoutError after ROUND_SECONDS."""
+        """One round. Raises DB_ERROR, TimeoutError after ROUND_SECONDS, and last what kept it from being shown."""
         async with self._turn, asyncio.timeout(ROUND_SECONDS):
             registered = await rows.registered(config), await rows.credentials(security)
             began = time.time()
@@ -91,12 +91,12 @@ class Prober:
             )
             self._registered, self._looked = registered, True
             # One that was checked alone meanwhile is known better than this round can tell.
-            newer = {_place(each): each for each in self._found if each.state.checked_at > began}
-            self._take(newer.get(_place(each), each) for each in found)
+            newer = {place(each): each for each in self._found if each.state.checked_at > began}
+            self._take(newer.get(place(each), each) for each in found)
             await self._tell()
-            answering = [each for each in self._found if each.state.serving and not _ails(each)]
-            await asyncio.gather(*(self._list_models(each) for each in answering))
+            await self._list_models()
             await self._remember(config)
+        self._raise_untold()
 
     async def check(self, engine_id: str, config: Database, settings: Settings) -> Observation | None:
         """Check one engine alone, and ask it for its models; None if there is no such engine. Raises DB_ERROR."""
@@ -107,13 +107,14 @@ class Prober:
             engine.url, DIALECTS[engine.kind], credential=self._credential(engine), ca=self._authorities(engine)
         )
         current = self._engine_called(engine_id)
-        if current is None or _place(current) != _place(engine):
+        if current is None or place(current) != place(engine):
             return None  # it was removed, or is another one now
         self._advance(current, seen, settings)
         await self._tell()
         if (checked := self._engine_called(engine_id)) is not None and checked.state.serving and not _ails(checked):
-            await self._list_models(checked)
+            await _done(self._fetch(checked), None)
         await self._remember(config)
+        self._raise_untold()
         return seen
 
     def count_failure(self, engine_id: str, message: str, settings: Settings) -> bool:
@@ -133,8 +134,16 @@ class Prober:
         return [each.id for each in self._found if _ails(each)]
 
     async def tell(self) -> None:
-        """Show what is known now."""
+        """Show what is known now. Raises what keeps it from being shown."""
         await self._tell()
+        self._raise_untold()
+
+    async def end(self) -> None:
+        """No engine is asked for its models afterwards, until `resume`."""
+        await self._lists.end()
+
+    def resume(self) -> None:
+        self._lists.resume()
 
     async def registered_changed(self, config: Database, security: Database) -> bool:
         """Whether somebody registered, changed or removed an engine since the last round."""
@@ -144,9 +153,7 @@ class Prober:
 
     def _take(self, found: Iterable[Detected]) -> None:
         self._found = list(found)
-        places = {_place(each) for each in self._found}
-        self._models = {place: models for place, models in self._models.items() if place in places}
-        self._listed &= {_place(each) for each in self._found if each.state.serving}
+        self._lists.keep(self._found)
 
     def _advance(self, engine: Detected, seen: Observation, settings: Settings) -> None:
         state = advance(engine.state, seen, _thresholds(settings), time.time())
@@ -169,20 +176,16 @@ class Prober:
 
     # --- models ------------------------------------------------------------------------------------------------------
 
-    async def _list_models(self, engine: Detected) -> None:
-        try:
-            models = await list_models(
-                engine.url, DIALECTS[engine.kind], credential=self._credential(engine), ca=self._authorities(engine)
-            )
-        except ListingError as error:
-            if self._complaints.get(engine.id) != str(error):
-                log.warning("the models of %s: %s", engine.id, error)
-            self._complaints[engine.id] = str(error)
-        else:
-            self._complaints.pop(engine.id, None)
-            self._models[_place(engine)] = models
-        self._listed.add(_place(engine))
-        await self._tell()
+    async def _list_models(self) -> None:
+        """Ask all that answer; wait a little for those that are new, so that they appear with their models."""
+        answering = [each for each in self._found if each.state.serving and not _ails(each)]
+        new = [task for each in answering if not self._lists.known(each) for task in self._fetch(each)]
+        others = [task for each in answering if self._lists.known(each) for task in self._fetch(each)]
+        await _done(new, NEW_LISTS_SECONDS)
+        await _done(others, LISTS_SECONDS)
+
+    def _fetch(self, engine: Detected) -> list[asyncio.Task[None]]:
+        return self._lists.fetch(engine, self._credential(engine), self._authorities(engine))
 
     # --- what requests know ------------------------------------------------------------------------------------------
 
@@ -190,12 +193,25 @@ class Prober:
         before = {(each.id, each.kind, each.url): each for each in self._shown}
         shown = []
         for each in self._found:
-            if each.state.serving and _place(each) not in self._listed:  # it comes with its models, in a moment
-                shown += [before[_place(each)]] if _place(each) in before else []
+            if each.state.serving and not self._lists.known(each):  # it comes with its models, in a moment
+                shown += [before[place(each)]] if place(each) in before else []
             else:
                 shown.append(self._engine(each))
         self._shown = tuple(shown)
-        await self._show(self._shown)
+        try:
+            await self._show(self._shown)
+        except Exception as error:  # raised in the end: what is bad may be replaced by what comes next
+            self._untold = error
+        else:
+            self._untold = None
+
+    def _raise_untold(self) -> None:
+        error, self._untold = self._untold, None
+        if error is not None:
+            raise error
+
+    def _last_error(self, engine: Detected) -> str | None:
+        return engine.state.last_error or self._lists.wanting(engine)
 
     def _engine(self, found: Detected) -> Engine:
         own = self._record(found)
@@ -204,10 +220,10 @@ class Prober:
             kind=found.kind,
             url=found.url,
             status=found.state.status,
-            last_error=found.state.last_error,
+            last_error=self._last_error(found),
             version=found.state.version,
             credential=self._credential(found),
-            models=self._models.get(_place(found), ()),
+            models=self._lists.models(found),
             connect_timeout=own.connect_timeout if own else None,
             first_byte_timeout=own.first_byte_timeout if own else None,
             between_bytes_timeout=own.between_bytes_timeout if own else None,
@@ -225,8 +241,8 @@ class Prober:
                 source=each.source,
                 version=each.state.version,
                 latency_ms=each.state.latency_ms,
-                last_error=each.state.last_error,
-                models=self._models.get(_place(each), ()),
+                last_error=self._last_error(each),
+                models=self._lists.models(each),
                 checked_at=each.state.checked_at,
             )
             for each in self._found
@@ -238,8 +254,10 @@ class Prober:
             log.warning("what was seen of the engines was not written down: %s", error.message)
 
 
-def _place(engine: Detected) -> _Place:
-    return engine.id, engine.kind, engine.url
+async def _done(tasks: list[asyncio.Task[None]], seconds: float | None) -> None:
+    """Wait for them, for so long; they go on."""
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
 
 
 def _ails(engine: Detected) -> bool:

@@ -57,12 +57,15 @@ class Upkeep:
             await asyncio.wait([self._round], timeout=FIRST_ROUND_SECONDS)
 
     async def end(self) -> None:
-        """No round is under way afterwards, and no engine is followed until `watch_engines` begins again."""
+        """No round is under way afterwards, and until `watch_engines` begins again no engine is followed or asked for
+        its models."""
         self._resting = True
         tasks = [*self._following.values(), *([self._round] if self._round is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._prober is not None:
+            await self._prober.end()
 
     async def _first_round(self, since: float) -> None:
         """Look for engines, beginning with those seen at `since` (Unix seconds) or later: names stay, states go on."""
@@ -104,6 +107,8 @@ class Upkeep:
     async def watch_engines(self) -> None:
         """Runs until it is cancelled."""
         self._resting = False
+        if self._prober is not None:
+            self._prober.resume()
         while True:
             await asyncio.sleep(self._publisher.resolved.settings.engine_check_interval_seconds)
             await self.look_for_engines()
