@@ -10,6 +10,7 @@ from tests.real.conftest import Target
 from tests.real.installation import Installation
 
 WRONG: list[dict[str, object]] = [{"temperature": "hot"}, {"max_tokens": "many"}, {"messages": "Hi"}]
+BAD_CALL: dict[str, object] = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{"}}
 ENGINE_FAILURES = ("engine_error", "engine_protocol_error")
 OLLAMAS = ("ollama-old", "ollama-rendered", "ollama-native")
 STOP_REPEATING = ("ollama-old", "ollama-rendered")
@@ -97,6 +98,31 @@ def test_a_prompt_too_long_for_the_model_is_told(client: openai.OpenAI, target: 
             )
         assert "context size" in caught.value.message
         assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"tools": [{"type": "custom", "custom": {"name": "sh"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"description": "no name"}}]}, "tools"),
+        ({"messages": [{"role": "assistant", "tool_calls": [BAD_CALL]}, *messages()]}, "messages"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+    ],
+)
+def test_a_mistake_of_the_caller_is_not_a_failure_of_the_engine(
+    client: openai.OpenAI, target: Target, wrong: dict[str, object], param: str
+) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model=target.model(), messages=messages(), stream=stream, extra_body=wrong)
+        assert str(caught.value.param).startswith(param)
+
+
+def test_an_empty_stop_does_not_end_the_answer(client: openai.OpenAI, target: Target) -> None:
+    whole = ask(client, target.model()).choices[0].message.content
+    assert whole
+    for stop in ("", ["", "not in the answer"]):
+        assert ask(client, target.model(), stop=stop).choices[0].message.content == whole
 
 
 def test_parameters_an_engine_lacks_are_told(client: openai.OpenAI, target: Target) -> None:
