@@ -11,7 +11,7 @@ _ALIAS_COLUMNS = ("alias", "target")
 
 
 def register(noun: Noun) -> None:
-    listing = noun.verb("list", _list, "the models of all engines that serve")
+    listing = noun.verb("list", _list, "the models of all engines that serve, and the aliases for them")
     listing.add_argument("--engine", metavar="K", help="one engine's, by id or kind")
     alias = noun.group("alias", "names of your own for models, for clients that cannot be told an id")
     setting = alias.verb("set", _set_alias, "let NAME stand for TARGET, from the next request on")
@@ -23,9 +23,9 @@ def register(noun: Noun) -> None:
 
 
 async def _list(arguments: argparse.Namespace, context: Context) -> Output:
-    from flm.services import EngineService
+    from flm.services import ModelService
 
-    return Output(await EngineService(context.folder).models(arguments.engine), _COLUMNS)
+    return Output(await ModelService(context.folder).models(arguments.engine), _COLUMNS)
 
 
 async def _set_alias(arguments: argparse.Namespace, context: Context) -> Output:

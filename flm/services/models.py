@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+import msgspec.structs
 
 from flm.config import resolve
 from flm.errors import CommandCode, CommandError, RequestError
-from flm.policy.routing import SCHEME, RouteIndex, split_model_id
-from flm.services.engines import EngineService
+from flm.policy.routing import SCHEME, RouteIndex, model_id, split_model_id
+from flm.services.engines import EngineService, Model
 from flm.services.notice import put_in_force
-from flm.snapshot import SERVING
+from flm.snapshot import SERVING, Engine
 from flm.store import engines as rows
 from flm.store import settings as setting_rows
 from flm.store.database import open_config
@@ -44,6 +45,29 @@ class ModelService:
     def __init__(self, folder: Folder, environment: Mapping[str, str] = os.environ) -> None:
         self._folder = folder
         self._environment = environment
+
+    async def models(self, engine: str | None = None) -> tuple[Model, ...]:
+        """As `EngineService.models`, and after them an entry for each alias that leads to one of them.
+
+        An entry of an alias has the alias as its `id`, all else being its model's.
+        """
+        engines = EngineService(self._folder, self._environment)
+        found = await engines.models(engine)
+        aliases = {each.alias: each.target for each in await self.aliases()}
+        if not aliases:
+            return found
+        routes = await self._routes(aliases)
+        by_id = {model.id: model for model in found}
+        named = []
+        for alias in aliases:
+            try:
+                route = routes.resolve(alias)
+            except RequestError:
+                continue
+            model = by_id.get(model_id(route.engine.id, route.model.name))
+            if model is not None:
+                named.append(msgspec.structs.replace(model, id=alias))
+        return (*found, *named)
 
     async def aliases(self) -> tuple[Alias, ...]:
         """All aliases, by name."""
@@ -78,12 +102,16 @@ class ModelService:
         await put_in_force(self._folder)
         return alias
 
-    async def _warn(self, alias: str, target: str) -> None:
-        """Say so if the alias leads nowhere at the moment."""
+    async def _routes(self, aliases: Mapping[str, str]) -> RouteIndex[Engine]:
+        """The names that lead somewhere at the moment."""
         async with await open_config(self._folder) as config:
             settings = resolve(await setting_rows.all_settings(config), self._environment).settings
         engines = await EngineService(self._folder, self._environment).serving()
-        routes = RouteIndex(engines, {}, serving=SERVING, plain_names=settings.routing_plain_names)
+        return RouteIndex(engines, aliases, serving=SERVING, plain_names=settings.routing_plain_names)
+
+    async def _warn(self, alias: str, target: str) -> None:
+        """Say so if the alias leads nowhere at the moment."""
+        routes = await self._routes({})
         try:
             routes.resolve(target)
         except RequestError as error:

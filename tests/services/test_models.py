@@ -128,3 +128,20 @@ def test_one_holds_for_the_very_next_request(folder: Folder, tmp_path: Path) -> 
 
     with demo_engine("openai") as engine:
         asyncio.run(main(engine))
+
+
+def test_those_that_lead_somewhere_are_listed_with_the_models(folder: Folder) -> None:
+    async def main(url: str, name: str) -> None:
+        await EngineService(folder).add("here", "openai", url)
+        await EngineService(folder).add("gone", "openai", "http://127.0.0.1:1")
+        models = ModelService(folder)
+        (model,) = await models.models()
+        for alias, target in (("byid", model.id), ("byname", name), ("nowhere", "flm://gone/m")):
+            await models.set_alias(alias, target)
+        listed = await models.models("here")
+        assert listed == await models.models()
+        assert [each.id for each in listed] == [model.id, "byid", "byname"]
+        assert {(each.engine_id, each.name) for each in listed} == {("here", name)}
+
+    with demo_engine("openai") as engine:
+        asyncio.run(main(engine.url, engine.model))
