@@ -132,6 +132,7 @@ def test_in_the_foreground(cli: Cli) -> None:
         output, log = child.communicate(timeout=60)
     assert child.returncode == 0
     assert json.loads(output)["data"]["pid"] == child.pid
+    assert json.loads(output)["data"]["key"].startswith("flm_"), "somebody reads the pipe"
     assert all(line.startswith("{") for line in log.splitlines())
     assert cli.data("status") == []
 
