@@ -33,7 +33,7 @@ from flm.proxy.exchange import ClientGoneError, ClientTooSlowError, Exchange, Re
 from flm.proxy.head import Head
 from flm.proxy.inference import infer
 from flm.proxy.passthrough import pass_through
-from flm.proxy.recorder import Record, Recorder, words
+from flm.proxy.recorder import Record, Recorder, method_word, path_words
 from flm.proxy.respond import Responder
 from flm.proxy.view import EngineFailed, OpenPool, PoolKey, View, open_pool
 
@@ -166,6 +166,7 @@ class App:
         self._auditor = Auditor(context.audit)
         self._current: View | None = None
         self._running: set[Exchange] = set()
+        self._admitted: set[Exchange] = set()  # those with a good key that are not answered yet
         self._closing_pools: set[asyncio.Task[None]] = set()
         self._draining = False
 
@@ -211,10 +212,12 @@ class App:
             await self._attempt(self._serve(exchange, responder), exchange, responder)
             self._see_off(exchange)
             exchange.end()
+            self._admitted.discard(exchange)  # what is read off behind an answer takes nobody's room
             await _finish_body(exchange)
         finally:
             exchange.end()
             self._running.discard(exchange)
+            self._admitted.discard(exchange)
             exchange.settle()
             self._recorder.end(exchange.record)
 
@@ -229,7 +232,7 @@ class App:
         exchange.name(gate.request_id(scope["client"][0], fields))
         address = record.client_ip = gate.client(scope["client"][0], fields)
         route = find_route(head.path)
-        record.endpoint = route.name if route is not None else words(head.path.decode("latin-1"))
+        record.endpoint = route.name if route is not None else path_words(head.path)
         heads.check(scope, head, size)
         gate.check_address(address)
         preflight = gate.check_page(head)
@@ -242,7 +245,7 @@ class App:
             exchange.restriction = principal.restriction
             self._context.key_used(principal.key_id)
             principal.demand(route.scope if route is not None else 0)
-            self._check_room(view)
+            self._admit(exchange, view)
             responder.add(gate.charge(self._context.buckets, principal.slot, address))
         if route is None:
             raise RequestError(ErrorKind.NOT_FOUND, _NO_SUCH_PATH)
@@ -261,11 +264,13 @@ class App:
             view.gate.count_bad_key(self._context.buckets, address)
             raise
 
-    def _check_room(self, view: View) -> None:
+    def _admit(self, exchange: Exchange, view: View) -> None:
+        """Take room for one more. Only requests with a good key do, so that nobody else can use it up."""
         limit = view.settings.proxy_max_in_flight
-        if len(self._running) > limit:
+        if len(self._admitted) >= limit:
             message = f"FLM is already answering {limit} requests (setting proxy.max_in_flight); try again shortly"
             raise RequestError(ErrorKind.OVERLOADED, message, headers=_OVERLOAD_RETRY)
+        self._admitted.add(exchange)
 
     async def _attempt(self, work: Awaitable[None], exchange: Exchange, responder: Responder) -> None:
         """Do the work; turn whatever it raises into an answer. The only broad except of the data path."""
@@ -346,7 +351,7 @@ def new_request_id() -> str:
 
 def _exchange(scope: Scope, receive: Receive, send: Send) -> Exchange:
     request_id = new_request_id()
-    record = Record(request_id=request_id, client_ip=scope["client"][0], method=scope["method"])
+    record = Record(request_id=request_id, client_ip=scope["client"][0], method=method_word(scope["method"]))
     return Exchange(scope, receive, send, request_id, record)
 
 

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
+from urllib.parse import unquote
 
 import msgspec
 
@@ -19,7 +20,10 @@ from flm._native import ERRORS, IN_FLIGHT, KEY_PATTERN, REQUESTS
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 _KEY: Final = re.compile(KEY_PATTERN)
+_MOST_OF_A_KEY: Final = re.compile(r"flm_\w{8,}", re.IGNORECASE)  # a mistyped one, or in capitals
 _KEY_START: Final = "flm_"
+_DECODINGS: Final = 4
+_LONGEST_METHOD: Final = 20
 _SHOWN: Final = 200  # characters of a caller's own words that a log line repeats
 _OK: Final = 200  # with an error: a stream that was broken off
 _CLIENTS_OWN: Final = frozenset({"client_disconnected", "client_too_slow"})  # nobody here made a mistake
@@ -73,11 +77,26 @@ def words(text: str) -> str:
 
 def without_keys(text: str) -> str:
     """A caller's own words, fit to be repeated: some send a key as a model's name, and log what comes back."""
-    if _KEY_START in text:
+    if _KEY_START in text.lower():
         text = _KEY.sub("flm_(removed)", text)
-        if _KEY_START in text:  # a mistyped key is still most of a key
-            text = re.sub(r"flm_\w{8,}", "flm_(removed)", text)
+        text = _MOST_OF_A_KEY.sub("flm_(removed)", text)
     return text
+
+
+def path_words(path: bytes) -> str:
+    """An unknown path, fit for the log: a key is no less a key for being percent-encoded, once or several times."""
+    text = path.decode("latin-1")
+    for _ in range(_DECODINGS):
+        plain = unquote(text, "latin-1")
+        if plain == text:
+            return words(text)
+        text = plain
+    return "(encoded too often)"
+
+
+def method_word(method: str) -> str:
+    """A method, fit for the log: some send anything in its place."""
+    return method if method.isalpha() and method.isascii() and len(method) <= _LONGEST_METHOD else "-"
 
 
 class Recorder:
