@@ -1,4 +1,5 @@
-"""The audit log as rows: added in batches, read with filters, deleted oldest first.
+"""The audit log as rows: added in batches, read with filters in the order of their times, deleted oldest first. When
+there are too many, those without a key go before all others: anybody can cause them, as often as he likes.
 
 A row that comes again (its batch was stored, and the writer killed before it could say so; or what became of an answer
 was known only after its row) takes the place of the first, by its serial number. Request ids do not serve: a proxy in
@@ -36,6 +37,8 @@ _AUDIT_1: Final[Migration] = (
         endpoint TEXT NOT NULL, engine_id TEXT, model TEXT, status INTEGER NOT NULL, latency_ms REAL NOT NULL,
         ttft_ms REAL, bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL, error_type TEXT)""",
     "CREATE INDEX audit_logs_by_time ON audit_logs (timestamp)",
+    # For `shrink`, which without it (a log that is older than it) looks through all rows.
+    "CREATE INDEX audit_logs_without_key ON audit_logs (id) WHERE api_key_id IS NULL",
 )
 AUDIT: Final = Schema(
     name="audit",
@@ -68,8 +71,9 @@ async def add(database: Database, rows: Sequence[Row]) -> None:
 
 
 async def newest(reader: Reader, chosen: Filter, limit: int) -> list[Row]:
-    """(id, *COLUMNS) of the last `limit` rows that pass, oldest first."""
-    rows = await _select(reader, chosen, "", (), f"ORDER BY id DESC LIMIT {int(limit)}")
+    """(id, *COLUMNS) of the last `limit` rows that pass, oldest first: by their times, for rings are emptied one after
+    the other."""
+    rows = await _select(reader, chosen, "", (), f"ORDER BY timestamp DESC, id DESC LIMIT {int(limit)}")
     return rows[::-1]
 
 
@@ -100,7 +104,8 @@ async def expire(database: Database, before: int) -> int:
 
 
 async def shrink(database: Database, most: int) -> int:
-    """If the rows take more than `most` bytes, delete the oldest tenth of them, CHUNK at most; how many they were."""
+    """If the rows take more than `most` bytes, delete a tenth of them, CHUNK at most; how many they were. The oldest
+    without a key go; the oldest of all only when there are none."""
     ((pages,),), ((free,),), ((size,),) = [
         await database.rows(f"PRAGMA {name}") for name in ("page_count", "freelist_count", "page_size")
     ]
@@ -108,9 +113,13 @@ async def shrink(database: Database, most: int) -> int:
         return 0
     async with database.transaction() as transaction:
         ((count,),) = await transaction.rows("SELECT count(*) FROM audit_logs")
+        chunk = (min(CHUNK, -(-count // 10)),)
         return await transaction.change(
-            "DELETE FROM audit_logs WHERE id IN (SELECT id FROM audit_logs ORDER BY id LIMIT ?)",
-            (min(CHUNK, -(-count // 10)),),
+            "DELETE FROM audit_logs WHERE id IN "
+            "(SELECT id FROM audit_logs WHERE api_key_id IS NULL ORDER BY id LIMIT ?)",
+            chunk,
+        ) or await transaction.change(
+            "DELETE FROM audit_logs WHERE id IN (SELECT id FROM audit_logs ORDER BY id LIMIT ?)", chunk
         )
 
 

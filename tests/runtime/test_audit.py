@@ -137,7 +137,7 @@ def test_what_became_known_later_takes_the_rows_place_and_the_same_request_id_do
         database = await audit_file.open_for_reading(bench.folder)
         assert database is not None
         async with database:
-            rows = await audit.newest(database, Filter(), 9)
+            rows = sorted(await audit.newest(database, Filter(), 9))  # by their ids, which are first
         assert [(row[10], row[14]) for row in rows] == [(2.5, "late"), (1.5, None)]
 
     run(main)
@@ -329,6 +329,47 @@ def test_the_oldest_rows_go_when_there_is_too_much_and_the_disk_gets_their_room(
         stored = await bench.stored()
         assert stored == names(*range(bench.written - len(stored), bench.written))
         assert len(stored) > 100
+
+    run(main)
+
+
+def test_refusals_before_the_key_push_out_no_row_of_a_key_while_there_are_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        bench.settings = Settings(audit_max_bytes=200_000)
+        trail = bench.trail()
+        bench.write(times=100, api_key_id="k")
+        await trail.drain()
+        for _ in range(40):
+            bench.write(times=100, status=403, error_type="ip_not_allowed")
+            await trail.drain()
+        for _ in range(30):
+            bench.write()
+            await trail.drain()
+        await trail.end()
+        assert bench.folder.audit.stat().st_size <= 200_000
+        stored = await bench.stored()
+        assert stored[:100] == names(*range(100))
+        refused = stored[100:]
+        assert refused == names(*range(bench.written - len(refused), bench.written))
+        assert 0 < len(refused) < 2000
+
+    run(main)
+
+
+def test_rows_of_keys_go_oldest_first_when_there_are_no_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        async with await audit_file.open_for_writing(bench.folder) as database:
+            rows = [
+                (number, number, f"r{number}", "::1", key, "GET", "/", None, None, 200, 1.0, None, 0, 0, None)
+                for number, key in enumerate(["k"] * 10 + [None] * 3 + ["k"] * 7)
+            ]
+            await audit.add(database, rows)
+            gone = [await audit.shrink(database, 1) for _ in range(3)]
+            left = [row[2] for row in await audit.newest(database, Filter(), 99)]
+        assert gone == [2, 1, 2]  # a tenth, rounded up: two without a key, the last of them, and then two of the key
+        assert left == names(*range(2, 10), *range(13, 20))
 
     run(main)
 

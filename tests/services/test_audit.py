@@ -92,6 +92,13 @@ def test_each_way_to_choose(folder: Folder) -> None:
     assert chosen(folder, since="1d", limit=1) == ["r6"]
 
 
+def test_rows_are_listed_by_their_times_and_then_as_they_were_stored(folder: Folder) -> None:
+    times = [30, 10, 20, 10, 30]
+    asyncio.run(store(folder, *(row(number, timestamp=time) for number, time in enumerate(times))))
+    assert chosen(folder) == ["r1", "r3", "r2", "r0", "r4"]
+    assert chosen(folder, limit=3) == ["r2", "r0", "r4"]
+
+
 @pytest.mark.parametrize(
     ("query", "limit"),
     [
