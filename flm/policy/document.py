@@ -28,6 +28,7 @@ _SHOWN: Final = 60  # characters of a wrong value that an error repeats
 AddressHeader = Literal["x-forwarded-for", "forwarded"]
 ADDRESS_HEADERS: Final[tuple[AddressHeader, ...]] = get_args(AddressHeader)
 ANY_ORIGIN: Final = "*"
+_TRUSTS_EVERYBODY: Final = "trusts everybody, who could then name any address as his own"
 
 Networkish = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -97,6 +98,8 @@ def network(text: str) -> Networkish:
         raise ValueError("a zone (%) belongs to one machine and cannot stand in a policy")
     if slash and not (prefix.isascii() and prefix.isdigit()):
         raise ValueError("after `/` stands the length of the prefix, a number of bits")
+    if len(prefix) > 1 and prefix[0] == "0":
+        raise ValueError("the length of a prefix is written without leading zeros, which others read as octal")
     try:
         host = ipaddress.ip_address(address)
     except ValueError:
@@ -198,14 +201,22 @@ def _network_allowed(text: str) -> None:
 
 
 def _proxies(where: str, value: object) -> tuple[str, ...]:
-    return _texts(where, value, _proxy_allowed)
+    texts = _texts(where, value, _proxy_allowed)
+    networks = [network(text) for text in texts]
+    v4 = ipaddress.collapse_addresses(each for each in networks if isinstance(each, ipaddress.IPv4Network))
+    v6 = ipaddress.collapse_addresses(each for each in networks if isinstance(each, ipaddress.IPv6Network))
+    joined: list[Networkish] = [*v4, *v6]
+    for whole in joined:
+        if whole.prefixlen == 0:
+            _invalid(where, f"all of it together is {whole}, which {_TRUSTS_EVERYBODY}")
+    return texts
 
 
 def _proxy_allowed(text: str) -> None:
     if text == "*":
         raise ValueError("if every address were a trusted proxy, everybody could name the address he comes from")
     if network(text).prefixlen == 0:
-        raise ValueError("a network of all addresses trusts everybody, who could then name any address as his own")
+        raise ValueError(f"a network of all addresses {_TRUSTS_EVERYBODY}")
 
 
 def _cors(where: str, value: object) -> tuple[str, ...]:

@@ -72,6 +72,8 @@ NETWORKS = {
     '["10.0.0.0/-1"]': ("[0]", "number of bits"),
     '["10.0.0.0/255.0.0.0"]': ("[0]", "number of bits"),
     '["10.0.0.0/8/8"]': ("[0]", "number of bits"),
+    '["10.0.0.0/08"]': ("[0]", "without leading zeros"),
+    '["::/00"]': ("[0]", "without leading zeros"),
     '["010.0.0.1"]': ("[0]", "no IPv4 or IPv6 address"),
     '["10.0.0"]': ("[0]", "no IPv4 or IPv6 address"),
     '["fe80::1%eth0"]': ("[0]", "zone"),
@@ -172,6 +174,9 @@ WRONG = [
     ('{"trusted_proxies":["0.0.0.0/0"]}', "trusted_proxies[0]", ("trusts everybody",)),
     ('{"trusted_proxies":["::/0"]}', "trusted_proxies[0]", ("trusts everybody",)),
     ('{"trusted_proxies":["::ffff:0:0/96"]}', "trusted_proxies[0]", ("trusts everybody",)),
+    ('{"trusted_proxies":["0.0.0.0/1","::1","128.0.0.0/1"]}', "trusted_proxies", ("0.0.0.0/0, which trusts",)),
+    ('{"trusted_proxies":["8000::/1","::/1","10.0.0.0/8"]}', "trusted_proxies", ("::/0, which trusts everybody",)),
+    ('{"trusted_proxies":["::ffff:0:0/97","128.0.0.0/2","192.0.0.0/2"]}', "trusted_proxies", ("trusts everybody",)),
     *((f'{{"cors":{{"allowed_origins":{value}}}}}', "cors.allowed_origins", what) for value, what in ORIGINS.items()),
     *((f'{{"allowed_hosts":{value}}}', "allowed_hosts", what) for value, what in HOSTS.items()),
     *((f'{{"{name}":{value}}}', name, what) for name in LIMIT_FIELDS for value, what in LIMITS.items()),
@@ -243,3 +248,8 @@ networks = st.lists(st.ip_addresses().map(str), max_size=3).map(tuple)
 )
 def test_a_rendered_policy_is_the_same_again(policy: Policy) -> None:
     assert parse_policy(json.dumps(rendered(policy)).encode()) == policy
+
+
+def test_proxies_that_leave_somebody_out_are_taken() -> None:
+    nearly = ("0.0.0.0/1", "128.0.0.0/2", "::/1")
+    assert parse_policy(json.dumps({"trusted_proxies": nearly}).encode()).trusted_proxies == nearly
