@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from flm.errors import ErrorKind, RequestError
 from flm.policy.access import HostGuard, host_name
+from flm.policy.cors import CrossOrigin
 
 WIDE = {b"192.168.1.20": True, b"10.0.0.1": True, b"fe80::1": True, b"fd00::1": True, b"169.254.1.1": True}
 EVERYWHERE = {
@@ -135,3 +136,15 @@ def test_with_no_origins_listed_only_what_needed_a_preflight_passes() -> None:
     assert kind_of(guard, *foreign) is ErrorKind.ORIGIN_NOT_ALLOWED
     assert kind_of(guard, *foreign, preflighted=True) is None
     assert kind_of(guard, b"any.example", *foreign[1:], preflighted=True) is ErrorKind.HOST_NOT_ALLOWED
+
+
+def test_a_list_lets_pages_of_own_hosts_through_that_read_nothing() -> None:
+    """As docs/http.md says: such a page may ask, and a browser shows it no answer."""
+    listed = ("https://a.example",)
+    guard = HostGuard("127.0.0.1", (), listed)
+    for origin in (b"http://localhost:9", b"https://x.localhost", b"http://127.0.0.1:9"):
+        guard.check(b"localhost:3560", origin, b"same-site")
+        names = {name for name, _ in CrossOrigin(listed).headers(origin)}
+        assert b"access-control-allow-origin" not in names
+        with pytest.raises(RequestError, match="another site"):
+            guard.check(b"localhost:3560", origin, b"cross-site")
