@@ -94,8 +94,11 @@ class Publisher:
         return self.resolved
 
     async def load_policy(self) -> Policy:
-        """The policy as it stands. Raises POLICY_INVALID with what mends it, DB_ERROR; the one before stays."""
-        self.policy = await policy_rows.current(self.databases()[1])
+        """The policy as it stands. Raises POLICY_INVALID with what mends it, DB_ERROR; the one before stays.
+
+        A policy whose row was deleted counts as one that cannot be read, until one is set again.
+        """
+        self.policy = await policy_rows.current(self.databases()[1], self.policy)
         self._policy_error = None
         return self.policy
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from flm.errors import CommandError
+from flm.errors import CommandCode, CommandError
 from flm.policy.document import Policy, parse_policy
 from flm.store.database import Reader, Transaction
 
 _ONLY = "default"  # the one policy there is
+_GONE = (
+    "the stored policy cannot be read: somebody deleted it while it was in force; "
+    "`flm security policy set --json F` sets one again, and `{}` is the one that shuts nobody out"
+)
 
 
 async def document(reader: Reader) -> bytes | None:
@@ -16,12 +20,15 @@ async def document(reader: Reader) -> bytes | None:
     return bytes(rows[0][0] or b"") if rows else None
 
 
-async def current(reader: Reader) -> Policy:
+async def current(reader: Reader, in_force: Policy | None = None) -> Policy:
     """The policy that holds: the stored one, or the default if none was ever set.
 
-    Raises POLICY_INVALID, with what mends it, if the stored one cannot be read; DB_ERROR.
+    `in_force`: the one that holds so far. If it is not the default, one was set: a row that is gone does not open what
+    it had shut. Raises POLICY_INVALID, with what mends it, then and if the stored one cannot be read; DB_ERROR.
     """
     stored = await document(reader)
+    if stored is None and in_force not in (None, Policy()):
+        raise CommandError(CommandCode.POLICY_INVALID, _GONE)
     try:
         return Policy() if stored is None else parse_policy(stored)
     except CommandError as error:

@@ -20,6 +20,7 @@ from flm.policy.restrictions import Restriction
 from flm.runtime.memory import SNAPSHOT_BYTES, Memory
 from flm.runtime.publish import NOT_PUBLISHED, Publisher
 from flm.services.notice import put_in_force
+from flm.services.security import SecurityService
 from flm.snapshot import Engine, Model, decode
 from flm.store import keys, policy, settings
 from flm.store.database import open_config, open_security
@@ -175,6 +176,54 @@ def test_the_last_good_policy_stays_while_revocations_go_on(tmp_path: Path, capl
         await bench.publisher.refresh(bench.memory)
         assert (bench.published(), bench.publisher.last_error) == (Policy(), None)
         await bench.publisher.close()
+
+    run(main)
+
+
+async def delete_policy(folder: Folder) -> None:
+    async with await open_security(folder) as database, database.transaction() as transaction:
+        await transaction.change("DELETE FROM security_policies")
+
+
+def test_a_deleted_policy_stays_in_force_until_one_is_set_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = Policy(ip_whitelist=("192.0.2.1",))
+
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        await bench.set_policy(b'{"ip_whitelist":["192.0.2.1"]}')
+        await bench.publisher.refresh(bench.memory)
+        await delete_policy(bench.folder)
+        for _ in range(2):
+            await bench.publisher.refresh(bench.memory)
+            assert bench.published() == good
+            assert "deleted it while it was in force" in (bench.publisher.last_error or "")
+        assert len([each for each in caplog.records if "stays in force" in each.getMessage()]) == 1
+        await SecurityService(bench.folder).set_policy(b"{}")
+        await bench.publisher.refresh(bench.memory)
+        assert (bench.published(), bench.publisher.last_error) == (Policy(), None)
+        await delete_policy(bench.folder)  # the default is in force, with a row or without
+        await bench.publisher.refresh(bench.memory)
+        assert (bench.published(), bench.publisher.last_error) == (Policy(), None)
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_a_running_proxy_keeps_a_deleted_policy_over_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        proxy = prepare(tmp_path)
+        await store_policy(proxy.folder, b'{"allowed_hosts":["a.example"]}')
+        async with running(tmp_path) as started:
+            await delete_policy(started.folder)
+            assert await put_in_force(started.folder)
+            assert "deleted it" in ((await started.handle()).last_error or "")
+            await started.service.restart()
+            assert "deleted it" in ((await started.handle()).last_error or "")
+            await SecurityService(started.folder).set_policy(b"{}")
+            assert (await started.handle()).last_error is None
 
     run(main)
 
