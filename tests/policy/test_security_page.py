@@ -29,6 +29,6 @@ def test_a_wrong_one_is_refused_as_the_page_says(document: str, said: str) -> No
 
 def test_the_page_has_them_all() -> None:
     assert len(EXAMPLES) == 2
-    assert len(WRONG) == 16
+    assert len(WRONG) == 18
     for name in rendered(Policy()):
         assert re.search(rf"^\| `{name}[`.]", PAGE, re.MULTILINE), name
