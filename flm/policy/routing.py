@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 from flm.errors import ErrorKind, RequestError, shown
-from flm.policy.restrictions import Restriction, denied
+from flm.policy.restrictions import Restriction, denied, matches
 
 SCHEME: Final = "flm://"
 _SHOWN_CANDIDATES: Final = 8  # ids listed in an error; more would only be noise
@@ -118,10 +118,12 @@ class RouteIndex(Generic[E]):
         """The route of a model name as a caller wrote it, who may only use what `restriction` allows.
 
         Raises RequestError: INVALID_MODEL for a malformed id or a plain name of several engines, ENGINE_NOT_FOUND,
-        MODEL_NOT_FOUND, ENGINE_UNAVAILABLE for an engine that is known and down, PERMISSION_DENIED for what the caller
-        may not use. An engine it may not use is denied whether it is there or not.
+        MODEL_NOT_FOUND, ENGINE_UNAVAILABLE for an engine that is known and down. With a restriction all that leads to
+        nothing it allows is one and the same PERMISSION_DENIED, whether there is such a thing or not.
         """
         target = self._aliases.get(name)
+        if restriction is not None and not self._leads_to_allowed(name if target is None else target, restriction):
+            raise denied(f"model {shown(name)}, or there is none", param="model")
         if target is None:
             return self._resolve(name, restriction)
         try:
@@ -132,7 +134,7 @@ class RouteIndex(Generic[E]):
 
     def _resolve(self, target: str, restriction: Restriction | None) -> Route[E]:
         if target.startswith(SCHEME):
-            return self._resolve_id(target, restriction)
+            return self._resolve_id(target)
         return self._resolve_plain(target, restriction)
 
     def engine(self, engine_id: str, *, param: str | None = None) -> E:
@@ -145,30 +147,49 @@ class RouteIndex(Generic[E]):
             raise _unavailable(engine)
         return engine
 
-    def _resolve_id(self, name: str, restriction: Restriction | None) -> Route[E]:
+    def _resolve_id(self, name: str) -> Route[E]:
         engine_id, model = split_model_id(name)
-        if restriction is not None and not restriction.allows_engine(engine_id):
-            raise denied(f"engine {shown(engine_id)}", param="model")
         self.engine(engine_id, param="model")  # refuses one that is unknown or down
-        route = self._by_id[engine_id].get(model) or self._by_lower_id[engine_id].get(model.lower())
+        route = self._of_engine(engine_id, model)
         if route is None:
             message = f"engine {engine_id!r} has no model {shown(model)}; GET /v1/models lists what there is"
             raise RequestError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
-        if restriction is not None and not allows(restriction, route):
-            raise denied(f"model {shown(name)}", param="model")
         return route
 
-    def _named(self, name: str) -> list[Route[E]]:
-        """The routes of a plain name: those of models really called so, else those that are called so too."""
-        exact = self._by_name.get(name) or self._by_other_name.get(name)
-        return exact or self._by_lower_name.get(name.lower(), [])
+    def _of_engine(self, engine_id: str, model: str) -> Route[E] | None:
+        if engine_id not in self._engines:
+            return None
+        return self._by_id[engine_id].get(model) or self._by_lower_id[engine_id].get(model.lower())
+
+    def _leads_to_allowed(self, target: str, restriction: Restriction) -> bool:
+        """Whether there is a model of this name that the restriction allows, be its engine up or down.
+
+        The list of an engine that is down may be out of date: there it may be one, if the restriction names the engine.
+        """
+        if not target.startswith(SCHEME):
+            return bool(self._named(target, restriction))
+        engine_id, model = split_model_id(target)
+        route = self._of_engine(engine_id, model)
+        if route is not None:
+            return allows(restriction, route)
+        engine = self._engines.get(engine_id)
+        return engine is not None and engine.status not in self._serving and _named_in(restriction, engine_id, model)
+
+    def _named(self, name: str, restriction: Restriction | None) -> list[Route[E]]:
+        """The routes of a plain name: those of models really called so, else those that are called so too.
+
+        What a restriction forbids is passed over as if it were not there.
+        """
+        if not self._plain_names:
+            return []
+        for index, key in ((self._by_name, name), (self._by_other_name, name), (self._by_lower_name, name.lower())):
+            found = [route for route in index.get(key, ()) if restriction is None or allows(restriction, route)]
+            if found:
+                return found
+        return []
 
     def _resolve_plain(self, name: str, restriction: Restriction | None) -> Route[E]:
-        known = self._named(name) if self._plain_names else []
-        if restriction is not None and known:
-            known = [route for route in known if allows(restriction, route)]
-            if not known:
-                raise denied(f"model {shown(name)}", param="model")
+        known = self._named(name, restriction)
         serving = [route for route in known if route.engine.status in self._serving]
         if len(serving) == 1:
             return serving[0]
@@ -187,6 +208,14 @@ def allows(restriction: Restriction, route: Route[E]) -> bool:
     """Whether a key with this restriction may use the model of `route`."""
     engine_id, name = route.engine.id, route.model.name
     return restriction.allows_engine(engine_id) and restriction.allows_model(model_id(engine_id, name), name)
+
+
+def _named_in(restriction: Restriction, engine_id: str, model: str) -> bool:
+    """Whether the restriction itself names the engine, so that nothing is told by naming it, and allows the model."""
+    full_id = model_id(engine_id, model)
+    if restriction.engines:
+        return restriction.allows_engine(engine_id) and restriction.allows_model(full_id, model)
+    return any(each.startswith(model_id(engine_id, "")) and matches(each, full_id) for each in restriction.models)
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flm.errors import ErrorKind, RequestError
+from flm.policy.restrictions import Restriction
 from flm.policy.routing import RouteIndex
 from flm.snapshot import SERVING, Engine, Model
 
@@ -139,3 +140,95 @@ def test_the_error_of_an_alias_names_it() -> None:
     with pytest.raises(RequestError) as plain:
         routes.resolve("flm://a/x")
     assert "alias" not in plain.value.message
+
+
+# --- with a restriction ----------------------------------------------------------------------------------------------
+
+SECRET = Model("secret:latest", other_names=("secret",))
+OPEN = Model("open:latest", other_names=("open",))
+HIDDEN = (
+    Engine("mine", "openai", "http://127.0.0.1:1", UP, models=(OPEN, SECRET)),
+    Engine("other", "openai", "http://127.0.0.1:2", UP, models=(SECRET, OPEN, Model("open"))),
+    engine("third", UP, "secret:latest"),
+    engine("down", DOWN, "off", error="connection refused"),
+)
+MINE = Restriction(models=("open*",), engines=("mine",))
+
+
+def hidden(*, plain_names: bool = True) -> RouteIndex[Engine]:
+    aliases = {"good": "flm://mine/open", "bad": "flm://other/secret", "lost": "flm://nowhere/x", "twice": "secret"}
+    return index(*HIDDEN, plain_names=plain_names, **aliases)
+
+
+@pytest.mark.parametrize("restriction", [MINE, Restriction(models=("flm://mine/open*",)), Restriction(("no*",))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flm://nowhere/m",
+        "flm://other/open",
+        "flm://other/m",
+        "flm://down/off",
+        "flm://down/m",
+        "flm://mine/m",
+        "flm://mine/secret",
+        "flm://mine/secret:latest",
+        "m",
+        "off",
+        "secret",
+        "secret:latest",
+        "bad",
+        "lost",
+        "twice",
+    ],
+)
+def test_a_restricted_key_learns_nothing_of_what_it_may_not_use(name: str, restriction: Restriction) -> None:
+    with pytest.raises(RequestError) as error:
+        hidden().resolve(name, restriction)
+    with pytest.raises(RequestError) as unknown:
+        index().resolve("never", restriction)
+    assert (error.value.kind, error.value.param) == (ErrorKind.PERMISSION_DENIED, "model")
+    assert error.value.message == unknown.value.message.replace("never", name), "nothing but what was asked is in it"
+
+
+@pytest.mark.parametrize("name", ["good", "open", "open:latest", "flm://mine/open", "flm://mine/open:latest"])
+def test_aliases_and_other_names_lead_a_restricted_key_to_what_it_may_use(name: str) -> None:
+    restricted = Restriction(models=("open:*",), engines=("mine",))
+    route = hidden().resolve(name, restricted)
+    assert (route.engine.id, route.model.name) == ("mine", "open:latest")
+
+
+def test_plain_names_that_are_off_are_denied_as_all_else() -> None:
+    with pytest.raises(RequestError) as error:
+        hidden(plain_names=False).resolve("open", MINE)
+    assert error.value.kind is ErrorKind.PERMISSION_DENIED
+    assert "plain names" not in error.value.message
+
+
+def test_a_name_of_several_engines_lists_only_those_a_key_may_use() -> None:
+    routes = index(engine("a", UP, "m"), engine("b", UP, "m"), engine("c", UP, "m"))
+    with pytest.raises(RequestError) as error:
+        routes.resolve("m", Restriction(engines=("a", "b")))
+    assert error.value.kind is ErrorKind.INVALID_MODEL
+    assert error.value.message.endswith("by its id: flm://a/m, flm://b/m")
+
+
+@pytest.mark.parametrize(
+    ("name", "restriction", "kind"),
+    [
+        ("flm://down/off", Restriction(engines=("down",)), ErrorKind.ENGINE_UNAVAILABLE),
+        ("off", Restriction(models=("off",)), ErrorKind.ENGINE_UNAVAILABLE),
+        ("flm://down/new", Restriction(engines=("down",)), ErrorKind.ENGINE_UNAVAILABLE),  # its list may be old
+        ("flm://down/new", Restriction(models=("flm://down/n*",)), ErrorKind.ENGINE_UNAVAILABLE),
+        ("flm://down/new", Restriction(models=("new",), engines=("down",)), ErrorKind.ENGINE_UNAVAILABLE),
+        ("flm://down/new", Restriction(models=("old",), engines=("down",)), ErrorKind.PERMISSION_DENIED),
+        ("flm://down/new", Restriction(models=("n*",)), ErrorKind.PERMISSION_DENIED),  # would tell of the engine
+        ("flm://down/new", Restriction(models=("*",)), ErrorKind.PERMISSION_DENIED),
+        ("flm://mine/new", Restriction(engines=("mine",)), ErrorKind.PERMISSION_DENIED),
+    ],
+)
+def test_an_engine_that_is_down_is_told_to_whom_it_is_open(
+    name: str, restriction: Restriction, kind: ErrorKind
+) -> None:
+    with pytest.raises(RequestError) as error:
+        hidden().resolve(name, restriction)
+    assert error.value.kind is kind

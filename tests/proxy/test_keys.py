@@ -109,7 +109,8 @@ def test_a_key_for_some_models_sees_and_uses_those_alone() -> None:
                 assert (await world.chat(model, key=key)).status == 200
             for model in ("flm://e/m", "flm://o/llama-guard", "llama-guard", "plain"):
                 assert await refused(world, key, model)
-            assert (await world.chat("flm://e/none", key=key)).status == 404
+            for model in ("flm://e/none", "flm://nowhere/m", "none"):
+                assert await refused(world, key, model), "there or not: it is not told"
             assert (await world.ask("GET", "/v1/models/m", key=key)).status == 200, "the one of two that it may use"
             assert len(await listed(world, world.key)) == 7, "other keys see all"
             await world.app.aclose()
