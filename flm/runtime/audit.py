@@ -2,7 +2,9 @@
 
 Strategy: rows leave their ring only when they are stored, so a supervisor killed at any moment loses none; what it
 stored twice takes one place. Rings of workers that died, and of a proxy that was killed, are emptied like all others.
-A database that is damaged, or was taken away, is replaced by a new one; one that cannot be written just now (a full
+A database that is damaged, or was taken away, is replaced by a new one. SQLite does not notice when somebody empties
+the file it has open, or removes its write-ahead log, and goes on storing rows where nobody finds them: so both are
+looked at before each turn, and again before rows leave their ring. A database that cannot be written just now (a full
 disk, a lock) is tried again at each turn, while the rings fill up and then count what they drop. Nothing here ever
 keeps a request waiting, nor a stop for longer than LAST_SECONDS.
 
@@ -23,7 +25,7 @@ import msgspec
 
 from flm._native import NativeError, Rings
 from flm.config import Settings
-from flm.errors import CommandError
+from flm.errors import CommandCode, CommandError
 from flm.proxy.audit import decode
 from flm.runtime.handle import AuditLine
 from flm.runtime.loglines import timestamp
@@ -38,7 +40,13 @@ RETENTION_SECONDS: Final = 60.0  # between two looks for rows that are too old
 LAST_SECONDS: Final = 5.0  # for the last rows at a stop; what is not stored by then is stored by the next start
 _DAY_MS: Final = 86_400_000
 
+_Identity = tuple[int, int]  # of a file: its device and its number there
+
 log = logging.getLogger("flm.supervisor")
+
+
+class _LostError(CommandError):
+    """Rows would be stored where nobody finds them."""
 
 
 class AuditTrail:
@@ -53,7 +61,8 @@ class AuditTrail:
         self._settings = settings
         self._cells = cells
         self._database: Database | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identity: _Identity | None = None
+        self._log_identity: _Identity | None = None
         self._turn = asyncio.Lock()
         self._looked = -RETENTION_SECONDS
         self._since: int | None = None
@@ -100,11 +109,26 @@ class AuditTrail:
         if self._database is not None and self._identity != await asyncio.to_thread(_identity, self._folder):
             log.warning("%s was moved or replaced by another program; a new one is begun", self._folder.audit)
             await self._close()
+        await self._look()
         if self._database is None:
             self._database = await audit_file.open_for_writing(self._folder)
             self._identity = await asyncio.to_thread(_identity, self._folder)
-            self._since = await table.oldest(self._database)
+            self._since = await table.oldest(self._database)  # a read: from here on the write-ahead log is there
+            self._log_identity = await asyncio.to_thread(_identity, self._folder, "-wal")
         return self._database
+
+    async def _look(self) -> None:
+        """Raise CommandError if what is stored in the open database is not in the files at its name: _LostError if they
+        have to be set aside."""
+        if self._database is None:
+            return
+        path = self._folder.audit
+        if await asyncio.to_thread(_identity, self._folder) != self._identity:
+            raise CommandError(CommandCode.DB_ERROR, f"{path} was moved or replaced by another program")
+        if await asyncio.to_thread(_is_empty, self._folder):
+            raise _LostError(CommandCode.DB_ERROR, f"{path} was emptied by another program")
+        if self._log_identity not in (None, await asyncio.to_thread(_identity, self._folder, "-wal")):
+            raise _LostError(CommandCode.DB_ERROR, f"{path}-wal was removed or replaced by another program")
 
     async def _close(self) -> None:
         database, self._database = self._database, None
@@ -119,6 +143,7 @@ class AuditTrail:
             rows = [row for row in map(_readable, taken) if row is not None]
             if rows:
                 await table.add(database, rows)
+                await self._look()
                 self._since = self._since if self._since is not None else min(row[1] for row in rows)
             lost = len(taken) - len(rows) + damaged
             if lost:
@@ -147,7 +172,7 @@ class AuditTrail:
         if self._last_error != error.message:
             log.error("the audit log cannot be written now; its rows wait: %s", error.message)
         self._last_error = error.message
-        if self._database is None or not audit_file.is_damage(error):
+        if self._database is None or not (isinstance(error, _LostError) or audit_file.is_damage(error)):
             return
         await self._close()
         try:
@@ -169,9 +194,16 @@ def _readable(data: bytes) -> tuple[Any, ...] | None:
         return None
 
 
-def _identity(folder: Folder) -> tuple[int, int] | None:
+def _identity(folder: Folder, suffix: str = "") -> _Identity | None:
     try:
-        found = os.stat(folder.audit)
+        found = os.stat(f"{folder.audit}{suffix}")
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _is_empty(folder: Folder) -> bool:
+    try:
+        return os.stat(folder.audit).st_size == 0
+    except OSError:
+        return False  # moved: the next look says so

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from flm.services import EngineService, SecurityService
 from flm.services.audit import AuditEntry, AuditService, Query
 from flm.store import audit, audit_file
 from flm.store.audit import Filter
+from flm.store.database import Database, Row
 from flm.store.folder import Folder, locate, secure_folder
 from tests.proxy.harness import CHAT, chat
 from tests.proxy.test_inference import DONE, GOOD_WHOLE, JSON, SSE, event
@@ -229,6 +230,53 @@ def test_a_database_that_is_taken_away_is_begun_anew(tmp_path: Path) -> None:
         bench.write()
         await trail.end()
         assert await bench.stored() == names(1)
+
+    run(main)
+
+
+@pytest.mark.parametrize("harm", ["emptied", "log removed", "log replaced"])
+@pytest.mark.parametrize("moment", ["between two turns", "while rows are stored"])
+def test_a_database_that_is_emptied_or_loses_its_log_in_use_costs_no_row_of_a_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, harm: str, moment: str
+) -> None:
+    def do_harm(bench: Bench) -> None:
+        if harm == "emptied":
+            os.truncate(bench.folder.audit, 0)
+            return
+        os.unlink(f"{bench.folder.audit}-wal")
+        if harm == "log replaced":
+            os.close(os.open(f"{bench.folder.audit}-wal", os.O_CREAT | os.O_EXCL, 0o600))
+
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        trail = bench.trail()
+        bench.write(times=3)
+        await trail.drain()
+        bench.write(times=2)
+        add = audit.add
+        if moment == "between two turns":
+            do_harm(bench)
+        else:
+
+            async def harmed(database: Database, rows: Sequence[Row]) -> None:
+                monkeypatch.setattr(audit, "add", add)
+                do_harm(bench)
+                await add(database, rows)
+
+            monkeypatch.setattr(audit, "add", harmed)
+        await trail.drain()
+        error = trail.line().last_error
+        assert error is not None
+        assert error.endswith("by another program")
+        assert bench.rings.waiting() == [0]  # the rows are still there
+        assert f"a new audit log is begun: {error}" in caplog.text
+        await trail.drain()
+        assert trail.line().last_error is None
+        bench.write()
+        await trail.end()
+        assert await bench.stored() == names(3, 4, 5)
+        assert trail.line().rows_dropped == 0
+        assert len([name for name in bench.aside() if name.count("-") == 1]) == 1
 
     run(main)
 
