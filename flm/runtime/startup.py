@@ -89,5 +89,12 @@ def _begin(boot: SupervisorBoot, report: _Report) -> int:
     return failure.exit_code
 
 
+def _leave(code: int) -> None:
+    """End now: everything in order is done, and a thread that hangs in a system call must not hold the lock on."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())
