@@ -1,4 +1,7 @@
-"""For all tests: in CI a test that could not run is a failure, and says what it needs."""
+"""For all tests: in CI a test that could not run is a failure, and says what it needs.
+
+Property tests have no time limit of their own: how long the making of examples takes says something of the machine.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.hookimpl(wrapper=True)
