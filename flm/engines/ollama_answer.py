@@ -16,7 +16,7 @@ import msgspec
 
 from flm.engines.base import Call, Change, UpstreamRequest
 from flm.engines.refusals import reported, unreadable
-from flm.engines.translation import AnswerTranslation, WholeAnswer
+from flm.engines.translation import LineStream, WholeAnswer, unfinished
 from flm.errors import UpstreamProtocolError
 from flm.wire.chat import MALFORMED, QUOTE, first_byte
 from flm.wire.chunks import (
@@ -31,7 +31,7 @@ from flm.wire.chunks import (
     usage,
 )
 from flm.wire.embeddings import EmbeddingParameters, answer, base64_vector, check_dimensions, is_vector
-from flm.wire.framing import LineReader, readable
+from flm.wire.framing import readable
 
 Raw = msgspec.Raw
 UNSET = msgspec.UNSET
@@ -133,10 +133,8 @@ class _Calls:
         return "tool_calls" if self.count else "stop"
 
 
-class ChatStream(AnswerTranslation):
+class ChatStream(LineStream):
     """A streamed chat answer."""
-
-    streaming = True
 
     def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call) -> None:
         super().__init__(request, changes)
@@ -144,24 +142,9 @@ class ChatStream(AnswerTranslation):
         self._include_usage = include_usage
         self._chunks = ChunkWriter(call.response_id, call.created, call.peek.model, include_usage=include_usage)
         self._calls = _Calls(call.response_id)
-        self._lines = LineReader()
         self._begun = False
 
-    def _take(self, data: bytes, out: bytearray) -> None:
-        for line in self._lines.feed(data):
-            self._translate(line, out)
-            if self._complete:
-                return
-
-    def _end(self, out: bytearray) -> None:
-        for line in self._lines.finish():
-            self._translate(line, out)
-        if not self._complete:
-            raise UpstreamProtocolError("the engine ended its answer early, without saying that it is done")
-
-    def _translate(self, data: bytes, out: bytearray) -> None:
-        if not data or data.isspace():
-            return
+    def _line(self, data: bytes, out: bytearray) -> None:
         line = _decoded(data)
         message = line.message
         assert message is not None  # as _decoded has seen
@@ -202,7 +185,7 @@ class ChatAnswer(WholeAnswer):
         message = line.message
         assert message is not None  # as _decoded has seen
         if not line.done:
-            raise UpstreamProtocolError("the engine ended its answer early, without saying that it is done")
+            raise unfinished()
         calls = _Calls(self._call.response_id)
         tool_calls = [calls.next(call) for call in message.tool_calls or ()]
         content = _string(message.content, body)

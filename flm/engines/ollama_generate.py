@@ -18,8 +18,7 @@ from flm.engines.base import Call, Change, UpstreamRequest
 from flm.engines.ollama_options import Options, options
 from flm.engines.ollama_table import COMPLETION_TABLE
 from flm.engines.refusals import reported, unreadable
-from flm.engines.translation import AnswerTranslation, WholeAnswer
-from flm.errors import UpstreamProtocolError
+from flm.engines.translation import LineStream, WholeAnswer, unfinished
 from flm.wire.chat import MALFORMED, QUOTE, first_byte, invalid, parameters
 from flm.wire.chunks import DONE, Logprob, Usage, usage
 from flm.wire.completions import (
@@ -30,7 +29,7 @@ from flm.wire.completions import (
     check_bounds,
     completion,
 )
-from flm.wire.framing import LineReader, readable
+from flm.wire.framing import readable
 from flm.wire.inputs import inputs
 
 Raw = msgspec.Raw
@@ -149,10 +148,9 @@ def _usage(line: _Line) -> Usage:
     return usage(line.prompt_eval_count, line.eval_count, line.prompt_eval_cached_count)
 
 
-class TextStream(AnswerTranslation):
+class TextStream(LineStream):
     """A streamed completion."""
 
-    streaming = True
     long_field = "prompt"
 
     def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call, top: int) -> None:
@@ -162,23 +160,8 @@ class TextStream(AnswerTranslation):
             call.response_id, call.created, call.peek.model, include_usage=call.peek.include_usage
         )
         self._pieces = _Pieces(top)
-        self._lines = LineReader()
 
-    def _take(self, data: bytes, out: bytearray) -> None:
-        for line in self._lines.feed(data):
-            self._translate(line, out)
-            if self._complete:
-                return
-
-    def _end(self, out: bytearray) -> None:
-        for line in self._lines.finish():
-            self._translate(line, out)
-        if not self._complete:
-            raise UpstreamProtocolError("the engine ended its answer early, without saying that it is done")
-
-    def _translate(self, data: bytes, out: bytearray) -> None:
-        if not data or data.isspace():
-            return
+    def _line(self, data: bytes, out: bytearray) -> None:
         line, text, logprobs = self._pieces.line(data)
         if text != _EMPTY or logprobs is not None:
             out += self._chunks.text(text, logprobs)
@@ -203,7 +186,7 @@ class TextAnswer(WholeAnswer):
     def _whole(self, body: bytes) -> bytes:
         line, text, logprobs = self._pieces.line(body)
         if not line.done:
-            raise UpstreamProtocolError("the engine ended its answer early, without saying that it is done")
+            raise unfinished()
         call = self._call
         return completion(
             call.response_id, call.created, call.peek.model, text, _finish_reason(line), _usage(line), logprobs

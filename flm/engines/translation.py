@@ -15,6 +15,7 @@ from flm.config import MAX_ANSWER_BYTES, MAX_ERROR_BODY_BYTES
 from flm.engines.base import Change, UpstreamRequest
 from flm.engines.refusals import refusal
 from flm.errors import RequestError, UpstreamProtocolError
+from flm.wire.framing import LineReader
 
 
 class AnswerTranslation:
@@ -86,6 +87,40 @@ class AnswerTranslation:
     def _end(self, out: bytearray) -> None:
         """The engine's body has ended: append the rest, or raise if the answer is not whole (the rest is then lost)."""
         raise NotImplementedError
+
+
+class LineStream(AnswerTranslation):
+    """A streamed answer of one JSON object a line (NDJSON), of which one says that it is the last."""
+
+    streaming = True
+
+    def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...]) -> None:
+        super().__init__(request, changes)
+        self._lines = LineReader()
+
+    def _take(self, data: bytes, out: bytearray) -> None:
+        self._each(self._lines.feed(data), out)
+
+    def _end(self, out: bytearray) -> None:
+        self._each(self._lines.finish(), out)
+        if not self._complete:
+            raise unfinished()
+
+    def _each(self, lines: list[bytes], out: bytearray) -> None:
+        for line in lines:
+            if line and not line.isspace():
+                self._line(line, out)
+            if self._complete:
+                return
+
+    def _line(self, data: bytes, out: bytearray) -> None:
+        """Append what one line means for the client; set `_complete` at the last. Raises RequestError."""
+        raise NotImplementedError
+
+
+def unfinished() -> UpstreamProtocolError:
+    """The engine's body ended in order, and its answer did not."""
+    return UpstreamProtocolError("the engine ended its answer early, without saying that it is done")
 
 
 class WholeAnswer(AnswerTranslation):

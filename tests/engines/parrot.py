@@ -29,15 +29,15 @@ from flm.engines.completion_cases import COMPLETION_CASES
 from flm.engines.embedding_cases import EMBEDDING_CASES
 from flm.engines.probing import RECOGNISED, dismissed, foreign, listed, shaped
 from flm.engines.refusals import unreadable
-from flm.engines.translation import AnswerTranslation, WholeAnswer
-from flm.errors import ErrorKind, UpstreamProtocolError, engine_refusal
+from flm.engines.translation import LineStream, WholeAnswer, unfinished
+from flm.errors import ErrorKind, engine_refusal
 from flm.snapshot import Model
 from flm.wire.chat import MALFORMED, ChatParameters, content_parts, modalities, parameters
 from flm.wire.chunks import DONE, ChatMessage, ChunkWriter, completion, usage
 from flm.wire.completions import CompletionParameters, CompletionWriter
 from flm.wire.completions import completion as text_completion
 from flm.wire.embeddings import EmbeddingParameters, answer, base64_vector, is_vector
-from flm.wire.framing import LineReader, readable
+from flm.wire.framing import readable
 
 Raw = msgspec.Raw
 encode = msgspec.json.Encoder().encode
@@ -102,10 +102,8 @@ def line_of(data: bytes) -> Line:
     return line
 
 
-class Spoken(AnswerTranslation):
+class Spoken(LineStream):
     """A streamed answer."""
-
-    streaming = True
 
     def __init__(self, request: UpstreamRequest, changes: tuple[Change, ...], call: Call) -> None:
         super().__init__(request, changes)
@@ -114,20 +112,10 @@ class Spoken(AnswerTranslation):
         model = call.peek.model
         self._chat = ChunkWriter(call.response_id, call.created, model, include_usage=self._usage)
         self._text = CompletionWriter(call.response_id, call.created, model, include_usage=self._usage)
-        self._lines = LineReader()
         self._begun = False
 
-    def _take(self, data: bytes, out: bytearray) -> None:
-        for line in self._lines.feed(data):
-            if line.strip() and not self._complete:
-                self._say(line_of(line), out)
-
-    def _end(self, out: bytearray) -> None:
-        self._take(b"\n", out)
-        if not self._complete:
-            raise UpstreamProtocolError("the parrot fell silent before it was over")
-
-    def _say(self, line: Line, out: bytearray) -> None:
+    def _line(self, data: bytes, out: bytearray) -> None:
+        line = line_of(data)
         chat = self._call.endpoint is Endpoint.CHAT
         if not self._begun and chat:
             out += self._chat.role()
@@ -155,7 +143,7 @@ class Said(WholeAnswer):
         lines = [line_of(line) for line in body.split(b"\n") if line.strip()]
         last = lines[-1] if lines else Line()
         if last.over is None:
-            raise UpstreamProtocolError("the parrot fell silent before it was over")
+            raise unfinished()
         call, text = self._call, "".join(line.word or "" for line in lines)
         counts = usage(last.heard, last.spoke, None)
         head = (call.response_id, call.created, call.peek.model)
