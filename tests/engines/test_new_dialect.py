@@ -183,7 +183,9 @@ def test_the_shared_suites_take_it_in(clone: Path, environment: dict[str, str]) 
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(done.stdout.split(" passed")[0].rsplit(None, 1)[-1]) > 100
     module = clone / "flm" / "engines" / "parrot.py"
-    module.write_text(module.read_text().replace("            raise UpstreamProtocolError(", "            str("))
+    faulty = module.read_text().replace("            raise unfinished()", "            str(last)")
+    assert faulty != module.read_text(), "nothing was planted"
+    module.write_text(faulty)
     done = suites(clone, environment, "parrot and no_answer")
     assert done.returncode == 1, done.stdout[-3000:]
 
