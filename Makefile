@@ -26,7 +26,7 @@ run: $(STAMP) ## set up, find the engines, start the proxy, show a streamed answ
 
 test: $(STAMP) node-client ## all tests that need no real engine
 	@$(CARGO_TEST)
-	@$(BIN)/python -m pytest tests --ignore=tests/real
+	@$(BIN)/python -m tests.side_by_side
 
 lint: $(STAMP) ## ruff, bandit, patterns of insecure code, mypy, stubtest, clippy, rustfmt
 	@$(BIN)/ruff check .

@@ -21,7 +21,6 @@ import msgspec
 
 from flm.proxy.recorder import Record, words
 
-_LONGEST_METHOD: Final = 32  # a caller's own word; the longest registered one has 17 letters (IANA)
 _SERIAL_BYTES: Final = 7  # below 2^63 after any number of requests, which is what a database holds
 
 
@@ -79,7 +78,7 @@ class Auditor:
                     record.request_id,
                     record.client_ip,
                     record.api_key_id,
-                    record.method[:_LONGEST_METHOD],
+                    record.method,
                     record.endpoint,
                     record.engine_id,
                     model if model is None else words(model),
