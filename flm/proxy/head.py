@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from flm.config import MAX_HEADER_BYTES, MAX_TARGET_BYTES
 from flm.errors import ErrorKind, RequestError
+from flm.wire.http1 import content_length
 
 _VERSIONS: Final = frozenset({"1.1", "1", "1.0"})  # the server says "1" for HTTP/1.0
 TUNNELS: Final = frozenset({"CONNECT", "TRACE"})
-_MAX_DIGITS: Final = 19  # of a length that is taken for what it says: a petabyte has sixteen
 _FIELD_OVERHEAD: Final = 4  # colon, blank, CR, LF
 _CLOSE: Final = ((b"connection", b"close"),)
 _READ: Final = frozenset(
@@ -50,18 +50,12 @@ class Head:
         self.path = path
         self.fields = fields
         length = fields.get(b"content-length")
-        self.length = _number(length) if length is not None else None
+        self.length = content_length(length) if length is not None else None
 
     @property
     def has_body(self) -> bool:
         """Whether bytes of a body may still be on their way."""
         return bool(self.length) or b"transfer-encoding" in self.fields
-
-
-def _number(digits: bytes) -> int:
-    """A content-length; the server has checked that it is digits, not how many. One beyond all bounds stays beyond."""
-    digits = digits.lstrip(b"0")
-    return int(digits or b"0") if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
 
 
 def collect(headers: Iterable[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], int]:

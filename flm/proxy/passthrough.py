@@ -34,6 +34,7 @@ from flm.proxy.respond import Responder
 from flm.proxy.view import Target, View
 from flm.proxy.watchdog import Watchdog
 from flm.upstream.pool import Response, Upload
+from flm.wire.http1 import content_length
 
 _OWN_REFUSALS: Final = frozenset({401, 403, 407})  # FLM's credential for the engine was refused
 _BODILESS: Final = frozenset({204, 304})
@@ -187,7 +188,7 @@ async def _answer(target: Target, response: Response, responder: Responder) -> N
     headers = answer_headers(response.headers, place, veil.secret)
     bodiless = response.status in _BODILESS
     length = response.headers.get(b"content-length", b"")
-    left = int(length) if length.isdigit() else -1  # bytes to the end, if that is known
+    left = content_length(length) if length.isdigit() else -1  # bytes to the end, if that is known
     if left >= 0 and not bodiless:
         headers.append((b"content-length", b"%d" % left))  # written anew: `010` is eight for some
     await responder.begin(response.status, headers, last=bodiless or left == 0)

@@ -51,9 +51,19 @@ _host = re.compile(r"[0-9A-Za-z._\-]+|[0-9A-Fa-f:.]+").fullmatch  # a name, an I
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
+_MOST_DIGITS: Final = 19  # a petabyte has sixteen
+
+
 def chunk(data: bytes) -> bytes:
     """`data`, which is not empty (that would end the body), as one chunk of a body."""
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def content_length(digits: bytes) -> int:
+    """The value of a Content-Length, decimal also behind leading zeros. Whoever parsed the head has checked that it is
+    digits, not how many: a length of more than 19 stays beyond all bounds."""
+    digits = digits.lstrip(b"0")
+    return int(digits or b"0") if len(digits) <= _MOST_DIGITS else 10**_MOST_DIGITS
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -134,13 +134,14 @@ def test_an_answer_that_is_none_is_502(head: bytes) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("length", [b"010", b"0" * 5000 + b"10"], ids=["octal", "long"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_the_length_of_an_answer_is_written_anew(method: str) -> None:
+def test_the_length_of_an_answer_is_written_anew(method: str, length: bytes) -> None:
     """`010` is eight for whoever takes a leading zero for octal: where the answer ends would be in doubt."""
 
     async def test() -> None:
         body = b"" if method == "HEAD" else b"0123456789"
-        data = b"HTTP/1.1 200 OK\r\ncontent-length: 010\r\n\r\n" + body
+        data = b"HTTP/1.1 200 OK\r\ncontent-length: " + length + b"\r\n\r\n" + body
         client, _ = await ask([receive(), say(data), stall()], method)
         assert (client.headers[b"content-length"], client.body) == (b"10", body)
 
