@@ -40,9 +40,15 @@ PROBE_BODY_BYTES: Final = 8_388_608  # a model list of thousands of entries; a 1
 Value = int | float | bool | str
 Kind = Literal["integer", "number", "boolean", "text", "choice", "list"]
 Effect = Literal["at once", "reload", "restart", "start"]
+Mode = Literal["local-http", "dev-selfsigned", "https-acme"]
+Fallback = Literal["none", "dev-selfsigned", "local-http"]
 
 DEFAULT_PORT: Final = 3560
+HTTP_PORT: Final = 80  # where a CA looks for the answer to its challenge (RFC 8555 §8.3)
+HTTPS_PORT: Final = 443
+ANY: Final = "*"  # as an address: all of IPv4 and IPv6
 _DAY: Final = 86_400
+_LAST_PORT: Final = 65_535
 
 
 def _count(meaning: str, low: int, high: int) -> msgspec.Meta:
@@ -61,6 +67,12 @@ def _means(meaning: str) -> msgspec.Meta:
     return msgspec.Meta(description=meaning)
 
 
+# A name in the public DNS, in full (RFC 1035 §2.3.1 with RFC 1123 §2.1, 253 bytes at most): no wildcard, no address.
+_LABEL: Final = r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.)"
+_LAST_LABEL: Final = r"(?:[A-Za-z]{2,63}|[xX][nN]--[A-Za-z0-9\-]{1,58}[A-Za-z0-9])"
+_DOMAIN: Final = rf"(?=[^,\s]{{1,253}}(?:[,\s]|\Z)){_LABEL}+{_LAST_LABEL}"
+_URL: Final = r"https://[!-~]{1,2000}"
+_EMAIL: Final = r"[!-?A-~]{1,64}@[A-Za-z0-9.\-]{1,255}"
 # An engine's id or `*`, a method or `*`, a path that holds nothing a list, a shell or a URL would take apart.
 _PATH: Final = r"(?:/\*|/[A-Za-z0-9\-._~!$&()+=:@/]*(?:/\*)?)"
 _OPENING: Final = rf"(?:\*|[a-z0-9][a-z0-9._-]{{0,62}}):(?:\*|[A-Z]{{1,32}}) {_PATH}"
@@ -72,12 +84,24 @@ def _listed(meaning: str, item: str, shape: str) -> msgspec.Meta:
     return msgspec.Meta(description=meaning, pattern=rf"\A{items}\Z", examples=[shape])
 
 
+def _shaped(meaning: str, pattern: str, shape: str) -> msgspec.Meta:
+    """One item that looks like `shape`. May be empty."""
+    return msgspec.Meta(description=meaning, pattern=rf"\A(?:{pattern})?\Z", examples=[shape], title="one")
+
+
 class Settings(msgspec.Struct, frozen=True):
     """All settings. A key is its attribute with the first `_` as `.`; bounds are inclusive, units are in the names."""
 
-    proxy_mode: Annotated[Literal["local-http"], _means("how the listener is secured")] = "local-http"
-    proxy_bind: Annotated[str, _means("address the listener binds, an IP literal")] = "127.0.0.1"
-    proxy_port: Annotated[int, _count("port of the listener", 1, 65_535)] = DEFAULT_PORT
+    proxy_mode: Annotated[Mode, _means("how the listener is secured")] = "local-http"
+    proxy_bind: Annotated[str, _means("IP address the listener binds; `*`: all of IPv4 and IPv6")] = "127.0.0.1"
+    proxy_port: Annotated[int, _count("port of the listener; of plain HTTP where there is HTTPS", 1, 65_535)] = (
+        DEFAULT_PORT
+    )
+    proxy_https_port: Annotated[int, _count("port of HTTPS; 0: proxy.port + 1, or 443 beside 80", 0, 65_535)] = 0
+    proxy_fallback: Annotated[Fallback, _means("what to serve when no certificate is to be had at start")] = "none"
+    proxy_expose_fallback: Annotated[
+        bool, _means("let the fallback local-http serve other addresses than loopback")
+    ] = False
     proxy_workers: Annotated[int, _count("worker processes", 1, 64)] = 1
     proxy_max_draining: Annotated[int, _count("old generations of workers that may drain at once", 1, 16)] = 2
     proxy_min_bytes_per_second: Annotated[int, _count("a client slower than this for 30 s is cut", 0, 1_048_576)] = 64
@@ -101,6 +125,7 @@ class Settings(msgspec.Struct, frozen=True):
     engine_recovery_threshold: Annotated[int, _count("good checks until a degraded engine is healthy", 1, 100)] = 3
     engine_max_in_flight: Annotated[int, _count("requests per engine and worker; 0: no limit", 0, 65_536)] = 0
     engine_keepalive_comment_seconds: Annotated[float, _seconds("between comments while a cold model loads", 1)] = 10
+    engine_forward_client_address: Annotated[bool, _means("tell engines in x-forwarded-for who asks")] = False
     routing_plain_names: Annotated[bool, _means("accept a plain name that one engine has")] = True
     passthrough_open_routes: Annotated[str, _listed("closed routes to open", _OPENING, "ENGINE:METHOD /path")] = ""
     security_revoke_ends_streams: Annotated[bool, _means("end the running requests of a revoked key")] = True
@@ -108,6 +133,21 @@ class Settings(msgspec.Struct, frozen=True):
     audit_max_bytes: Annotated[int, _count("size of audit.db above which its oldest rows go", 65_536, 1 << 40)] = (
         1 << 28
     )
+    tls_min_version: Annotated[Literal["1.2", "1.3"], _means("oldest TLS version that is spoken")] = "1.3"
+    acme_domain: Annotated[str, _listed("names of the certificate, each in full", _DOMAIN, "llm.example.com")] = ""
+    acme_email: Annotated[str, _shaped("whom the CA may write to", _EMAIL, "ops@example.com")] = ""
+    acme_accept_terms: Annotated[bool, _means("accept the CA's terms of service when an account is made")] = True
+    acme_staging: Annotated[bool, _means("stop after the rehearsal: a certificate that nobody trusts")] = False
+    acme_directory: Annotated[
+        str, _shaped("directory of the CA, if not Let's Encrypt", _URL, "https://ca.example/dir")
+    ] = ""
+    acme_staging_directory: Annotated[
+        str, _shaped("directory of the CA for rehearsals", _URL, "https://ca.example/dir")
+    ] = ""
+    acme_ca_bundle: Annotated[str, _means("file with the authorities that the CA's own HTTPS is verified by")] = ""
+    acme_profile: Annotated[str, _means("certificate profile, where the CA has such")] = ""
+    acme_eab_kid: Annotated[str, _means("key id of an external account binding")] = ""
+    acme_eab_file: Annotated[str, _means("file with the base64url HMAC key of that binding")] = ""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _means("least severe line logged")] = "info"
     log_file: Annotated[str, _means("log of a background proxy, relative to the data folder")] = "logs/flm.log"
     log_max_bytes: Annotated[int, _count("size at which the log file is rotated", 4096, 1_073_741_824)] = 10_485_760
@@ -126,6 +166,25 @@ _EFFECTS: Final[Mapping[str, Effect]] = {
     "proxy.mode": "start",
     "proxy.bind": "start",
     "proxy.port": "start",
+    "proxy.https_port": "start",
+    "proxy.fallback": "start",
+    "proxy.expose_fallback": "start",
+    "tls.min_version": "reload",
+    **dict.fromkeys(
+        (
+            "acme.domain",
+            "acme.email",
+            "acme.accept_terms",
+            "acme.staging",
+            "acme.directory",
+            "acme.staging_directory",
+            "acme.ca_bundle",
+            "acme.profile",
+            "acme.eab_kid",
+            "acme.eab_file",
+        ),
+        "reload",
+    ),
 }
 
 
@@ -161,7 +220,7 @@ def _described(field: msgspec.structs.FieldInfo) -> Setting:
     base, meta = get_args(field.type)
     choices: tuple[str, ...] = get_args(base)
     noun, _, rest = field.name.partition("_")
-    kind: Kind = "choice" if choices else "list" if meta.pattern else _KINDS[base]
+    kind: Kind = "choice" if choices else "list" if meta.pattern and not meta.title else _KINDS[base]
     shape = meta.examples[0] if meta.examples else ""
     key = f"{noun}.{rest}"
     effect = _EFFECTS.get(key, "at once")
@@ -178,6 +237,9 @@ class Resolved(msgspec.Struct, frozen=True):
 
     settings: Settings
     sources: Mapping[str, str]
+
+
+_USE_PROD: Final = "FLM_ACME_USE_PROD"
 
 
 def setting(key: str) -> Setting:
@@ -217,7 +279,8 @@ def _convert(spec: Setting, text: str) -> Value | None:
     if spec.kind == "choice":
         return text if text in spec.choices else None
     if spec.kind == "text":
-        return text if text and text.isprintable() else None
+        fits = text.isprintable() and re.search(spec.pattern or "", text)
+        return text if fits and (text or not spec.default) else None
     if spec.kind == "list":
         return text if text.isprintable() and re.search(spec.pattern or "", text) else None
     try:
@@ -235,9 +298,15 @@ def _allowed(spec: Setting) -> str:
     if spec.kind == "choice":
         return "one of " + ", ".join(spec.choices)
     if spec.kind == "text":
-        return "a non-empty line of text"
+        return (
+            f"like `{spec.shape}`"
+            if spec.shape
+            else "a line of text"
+            if not spec.default
+            else "a non-empty line of text"
+        )
     if spec.kind == "list":
-        return f"a list of `{spec.shape}` with commas between"
+        return f"a list of `{spec.shape}` with commas between ({spec.meaning})"
     noun = "a whole number" if spec.kind == "integer" else "a number"
     return f"{noun} from {spec.minimum:g} to {spec.maximum:g}"
 
@@ -251,13 +320,44 @@ def resolve(
     for key, spec in SETTINGS.items():
         if flags and key in flags:
             values[spec.attribute], sources[key] = parse(key, str(flags[key])), "flag"
-        elif spec.variable in environment:
-            values[spec.attribute], sources[key] = _from_environment(spec, environment[spec.variable]), "environment"
+        elif (text := _in_environment(spec, environment)) is not None:
+            values[spec.attribute], sources[key] = _from_environment(spec, text), "environment"
         elif key in stored:
             values[spec.attribute], sources[key] = parse(key, stored[key]), "config"
         else:
             sources[key] = "default"
-    return Resolved(msgspec.convert(values, Settings), sources)
+    return Resolved(_derived(msgspec.convert(values, Settings), sources), sources)
+
+
+def _derived(settings: Settings, sources: Mapping[str, str]) -> Settings:
+    """Defaults that depend on the mode: a certificate of a public CA is for everybody, at the ports everybody knows."""
+    if settings.proxy_mode == "local-http":
+        return settings
+    bind, port, https_port = settings.proxy_bind, settings.proxy_port, settings.proxy_https_port
+    if settings.proxy_mode == "https-acme":
+        bind = ANY if sources["proxy.bind"] == "default" else bind
+        port = HTTP_PORT if sources["proxy.port"] == "default" else port
+    if https_port == 0:
+        https_port = HTTPS_PORT if port == HTTP_PORT else port + 1
+    if https_port == port or https_port > _LAST_PORT:
+        message = f"proxy.https_port must be another port than proxy.port {port}, and {_LAST_PORT} at most"
+        raise CommandError(CommandCode.CONFIG_INVALID, message)
+    return msgspec.structs.replace(settings, proxy_bind=bind, proxy_port=port, proxy_https_port=https_port)
+
+
+def domains(settings: Settings) -> tuple[str, ...]:
+    """The names of `acme.domain` in small letters, each once, in their order."""
+    return tuple(dict.fromkeys(name.strip().lower() for name in settings.acme_domain.split(",") if name.strip()))
+
+
+def _in_environment(spec: Setting, environment: Mapping[str, str]) -> str | None:
+    """The text of a setting's variable. `FLM_ACME_USE_PROD` is the other way to say `FLM_ACME_STAGING`."""
+    if spec.variable not in environment and spec.key == "acme.staging" and _USE_PROD in environment:
+        wanted = _BOOLEANS.get(environment[_USE_PROD].strip().lower())
+        if wanted is None:
+            raise CommandError(CommandCode.CONFIG_INVALID, f"environment variable {_USE_PROD} must be true or false")
+        return str(not wanted)
+    return environment.get(spec.variable)
 
 
 def _from_environment(spec: Setting, text: str) -> Value:

@@ -13,6 +13,8 @@ import asyncio
 import time
 from typing import Final
 
+import msgspec
+
 from flm.config import MAX_ANSWER_BYTES, MAX_CHAT_VALUES, MAX_INPUT_VALUES
 from flm.engines.base import Call, Change, Endpoint, Translation
 from flm.errors import EngineTimeoutError, Header, RequestError, UpstreamProtocolError
@@ -55,6 +57,9 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
         capabilities=route.model.capabilities,
     )
     translation = target.dialect.begin(call)
+    if introduction := view.introduction(record.client_ip):
+        request = translation.request
+        translation.request = msgspec.structs.replace(request, headers=request.headers + introduction)
     headers = _warnings(translation.changes, exchange)
     try:
         if translation.streaming:

@@ -82,7 +82,8 @@ def _admitted(exchange: Exchange, view: View, head: Head) -> Passing:
     check_open(target.dialect.closed_routes, view.openings, target.engine.id, head.method, path)
     check_identity_coding(head.fields)
     check_size(head, view.settings)
-    return Passing(target, head.method, path + query, request_headers(exchange.scope["headers"]))
+    headers = request_headers(exchange.scope["headers"]) + view.introduction(exchange.record.client_ip)
+    return Passing(target, head.method, path + query, headers)
 
 
 def _check_key(restriction: Restriction | None, engine_id: str) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from flm.engines import registry
 from flm.engines.base import Dialect
-from flm.errors import ErrorKind, RequestError
+from flm.errors import ErrorKind, Header, RequestError
 from flm.policy.closing import parse_openings
 from flm.policy.restrictions import Restriction
 from flm.policy.routing import Route, RouteIndex, model_id
@@ -150,6 +150,12 @@ class View:
             message = f"engine {engine.id!r} is of kind {engine.kind!r}, which this FLM cannot speak to"
             raise RequestError(ErrorKind.NOT_IMPLEMENTED, message)
         return target
+
+    def introduction(self, address: str) -> tuple[Header, ...]:
+        """What an engine is told of the client, whose address FLM has decided on: nothing unless it was set."""
+        if not self.settings.engine_forward_client_address:
+            return ()
+        return ((b"x-forwarded-for", address.encode()),)
 
     def by_ids(self, text: str, engine_id: str | None) -> str:
         """`text` for an API client, who has no business with where engines are: each is called by its id there, not by
