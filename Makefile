@@ -28,22 +28,22 @@ test: $(STAMP) node-client ## all tests that need no real engine
 	@$(CARGO_TEST)
 	@$(BIN)/python -m tests.side_by_side
 
-lint: $(STAMP) ## ruff, bandit, patterns of insecure code, mypy, stubtest, clippy, rustfmt
+lint: $(STAMP) ## ruff, bandit, patterns of insecure code, the audit's record, mypy, stubtest, clippy, rustfmt
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive flm
 	@$(BIN)/python -m tests.structure.patterns flm
+	@$(BIN)/python -m tests.structure.audit
 	@$(BIN)/mypy
 	@$(BIN)/python -m mypy.stubtest flm._native._ext
 	@PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo clippy --quiet --locked --all-targets -- -D warnings
 	@cargo fmt --check
 
-audit: $(STAMP) ## known vulnerabilities of everything locked; asks the advisory databases on the internet
-	@$(BIN)/python -m pip install --quiet pip-audit
-	@$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements/dev.lock || \
-		{ echo "failed: pip-audit found something, or could not ask"; exit 1; }
-	@cargo audit --version >/dev/null 2>&1 || { echo "failed: cargo-audit is missing: cargo install --locked cargo-audit"; exit 1; }
-	@cargo audit --deny warnings
+audit: $(STAMP) ## known vulnerabilities of everything locked: asks the internet, or clones of the databases (PYPA=, RUSTSEC=)
+	@test -n "$(PYPA)" || { $(PYTHON) -m venv .build/pip-audit && .build/pip-audit/bin/pip install --quiet pip-audit; }
+	@test -n "$(RUSTSEC)" || cargo audit --version >/dev/null 2>&1 || \
+		{ echo "failed: cargo-audit is missing: cargo install --locked cargo-audit"; exit 1; }
+	@$(BIN)/python -m tests.structure.audit ask $(if $(PYPA),--pypa "$(PYPA)") $(if $(RUSTSEC),--rustsec "$(RUSTSEC)")
 
 format: $(STAMP) ## rewrite the code as the formatters want it
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; cargo fmt
