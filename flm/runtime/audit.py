@@ -29,6 +29,7 @@ from flm.errors import CommandCode, CommandError
 from flm.proxy.audit import decode
 from flm.runtime.handle import AuditLine
 from flm.runtime.loglines import timestamp
+from flm.runtime.retention import BelievedTime
 from flm.store import audit as table
 from flm.store import audit_file
 from flm.store.database import Database
@@ -65,6 +66,7 @@ class AuditTrail:
         self._log_identity: _Identity | None = None
         self._turn = asyncio.Lock()
         self._looked = -RETENTION_SECONDS
+        self._believed = BelievedTime()
         self._since: int | None = None
         self._last_error: str | None = None
 
@@ -156,8 +158,9 @@ class AuditTrail:
     async def _retain(self, database: Database, settings: Settings, *, grown: bool) -> None:
         """Delete what is too old, or too much; a chunk each turn, so that rows that come meanwhile do not wait long."""
         now, gone = time.monotonic(), 0
+        believed = self._believed.at(time.time(), now)
         if now >= self._looked + RETENTION_SECONDS:
-            gone = await table.expire(database, int(time.time() * 1000 - settings.audit_retention_days * _DAY_MS))
+            gone = await table.expire(database, int(believed * 1000 - settings.audit_retention_days * _DAY_MS))
             self._looked = now if gone < table.CHUNK else -RETENTION_SECONDS
             grown = True
         if grown and not gone:
