@@ -85,10 +85,14 @@ async def replace(transaction: Transaction, key_id: str, successor: str, expires
 
 
 async def used(transaction: Transaction, last: Mapping[str, int]) -> None:
-    """Note when keys were last used, by id. No change of the keys: `generation` stays."""
+    """Note when keys were last used, by id (Unix seconds). No change of the keys: `generation` stays.
+
+    The latest time stays, unless it lies so far ahead that it came of a wrong clock: it would hide every later use.
+    """
     await transaction.change_each(
-        "UPDATE api_keys SET last_used_at = ? WHERE id = ? AND coalesce(last_used_at, 0) < ?",
-        [(at, key_id, at) for key_id, at in last.items()],
+        "UPDATE api_keys SET last_used_at = ? "
+        "WHERE id = ? AND (coalesce(last_used_at, 0) < ? OR last_used_at > ? + 86400)",
+        [(at, key_id, at, at) for key_id, at in last.items()],
     )
 
 

@@ -56,6 +56,20 @@ def test_the_latest_use_is_written_and_is_no_change(folder: Folder) -> None:
     run(main)
 
 
+def test_a_use_noted_while_the_clock_was_far_ahead_hides_no_later_one(folder: Folder) -> None:
+    async def main() -> None:
+        clock = Clock()
+        key = await SecurityService(folder).create_key("a")
+        uses = LastUses(folder, clock)
+        for step in (60 * 86_400, -60 * 86_400):
+            clock.now += step
+            uses.note([key.id])
+            await uses.write()
+        assert await shown(folder) == ["2027-01-15T08:00:00Z"]
+
+    run(main)
+
+
 def test_nothing_to_write_opens_nothing(folder: Folder) -> None:
     run(LastUses(folder).write)
     assert not folder.root.exists()
