@@ -14,7 +14,7 @@ PACKAGE = ROOT / "flm"
 PURE_0 = frozenset({"errors", "config"})
 PURE_1 = frozenset({"wire", "policy"})
 PURE_2 = frozenset({"engines", "snapshot"})
-IO_3 = frozenset({"upstream", "store"})
+IO_3 = frozenset({"upstream", "store", "tls"})
 BELOW_PROXY = PURE_0 | PURE_1 | PURE_2
 BELOW_RUNTIME = BELOW_PROXY | IO_3 | {"proxy", "_native"}
 
@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "engines": PURE_0 | PURE_1 | {"snapshot"},
     "upstream": BELOW_PROXY,
     "store": BELOW_PROXY | {"_native"},
+    "tls": BELOW_PROXY,
     "proxy": BELOW_PROXY | {"upstream", "_native"},
     "runtime": BELOW_RUNTIME,
     "demo": BELOW_RUNTIME,
@@ -92,6 +93,8 @@ def test_a_file_imports_only_what_its_floor_may(path: Path) -> None:
         ("proxy", "from flm import runtime"),
         ("proxy", "from granian.server.embed import Server"),
         ("upstream", "import flm.store"),
+        ("tls", "from flm.store import folder"),
+        ("proxy", "from flm.tls import pair"),
         ("cli", "from flm.store import keys"),
         ("services", "from flm.cli.output import table"),
         ("errors", "from flm.config import Settings"),
