@@ -338,10 +338,7 @@ def _derived(settings: Settings, sources: Mapping[str, str]) -> Settings:
         bind = ANY if sources["proxy.bind"] == "default" else bind
         port = HTTP_PORT if sources["proxy.port"] == "default" else port
     if https_port == 0:
-        https_port = HTTPS_PORT if port == HTTP_PORT else port + 1
-    if https_port == port or https_port > _LAST_PORT:
-        message = f"proxy.https_port must be another port than proxy.port {port}, and {_LAST_PORT} at most"
-        raise CommandError(CommandCode.CONFIG_INVALID, message)
+        https_port = HTTPS_PORT if port == HTTP_PORT else port + (1 if port < _LAST_PORT else -1)
     return msgspec.structs.replace(settings, proxy_bind=bind, proxy_port=port, proxy_https_port=https_port)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flm.config import SETTINGS, Settings, parse, resolve, setting
+from flm.config import SETTINGS, Settings, Value, domains, parse, resolve
 from flm.errors import CommandCode, CommandError
 
 
@@ -21,7 +21,7 @@ def test_every_setting_explains_itself_and_accepts_its_default(spec) -> None:
 
 @pytest.mark.parametrize("spec", SETTINGS.values(), ids=lambda spec: spec.key)
 def test_every_setting_refuses_what_it_is_not(spec) -> None:
-    words = {"boolean": "maybe", "text": "", "choice": "none of them", "list": "everything"}
+    words = {"boolean": "maybe", "text": "two\nlines", "choice": "none of them", "list": "everything"}
     wrong = ({"integer": "1.5", "number": "nan"} | words)[spec.kind]
     with pytest.raises(CommandError) as refusal:
         parse(spec.key, wrong)
@@ -92,3 +92,46 @@ def test_other_lists_of_routes_are_refused(text: str) -> None:
 def test_a_long_list_that_is_wrong_at_its_end_is_refused_at_once() -> None:
     with pytest.raises(CommandError):
         parse("passthrough.open_routes", ", ".join(["e:POST /a/b/c/*"] * 2000) + ", e:POST")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, ("127.0.0.1", 3560, 0)),
+        ({"proxy.mode": "dev-selfsigned"}, ("127.0.0.1", 3560, 3561)),
+        ({"proxy.mode": "dev-selfsigned", "proxy.port": 80}, ("127.0.0.1", 80, 443)),
+        ({"proxy.mode": "dev-selfsigned", "proxy.port": 65535}, ("127.0.0.1", 65535, 65534)),
+        ({"proxy.mode": "https-acme"}, ("*", 80, 443)),
+        ({"proxy.mode": "https-acme", "proxy.port": 8880}, ("*", 8880, 8881)),
+        ({"proxy.mode": "https-acme", "proxy.port": 3560}, ("*", 3560, 3561)),
+        ({"proxy.mode": "https-acme", "proxy.https_port": 8443}, ("*", 80, 8443)),
+        ({"proxy.mode": "https-acme", "proxy.bind": "127.0.0.1"}, ("127.0.0.1", 80, 443)),
+    ],
+)
+def test_addresses_follow_from_the_mode(flags: dict[str, Value], expected: tuple[str, int, int]) -> None:
+    settings = resolve({}, {}, flags).settings
+    assert (settings.proxy_bind, settings.proxy_port, settings.proxy_https_port) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"FLM_ACME_USE_PROD": "false"}, (True, "environment")),
+        ({"FLM_ACME_USE_PROD": "true"}, (False, "environment")),
+        ({"FLM_ACME_USE_PROD": "false", "FLM_ACME_STAGING": "false"}, (False, "environment")),
+        ({}, (False, "default")),
+    ],
+)
+def test_the_other_name_of_staging(environment: dict[str, str], expected: tuple[bool, str]) -> None:
+    resolved = resolve({}, environment)
+    assert (resolved.settings.acme_staging, resolved.sources["acme.staging"]) == expected
+
+
+def test_the_other_name_of_staging_is_checked() -> None:
+    with pytest.raises(CommandError, match="FLM_ACME_USE_PROD must be true or false"):
+        resolve({}, {"FLM_ACME_USE_PROD": "maybe"})
+
+
+def test_domains_are_small_and_each_once() -> None:
+    settings = resolve({"acme.domain": "B.example , a.example,b.example"}, {}).settings
+    assert domains(settings) == ("b.example", "a.example")

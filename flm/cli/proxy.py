@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from flm.cli.command import Context, Noun, Output
+from flm.cli.progress import progress
 
 if TYPE_CHECKING:
     from flm.config import Value
@@ -19,19 +20,41 @@ _COLUMNS = ("id", "pid", "state", "mode", "listen_addr", "workers", "uptime", "l
 _FLAGS = {
     "mode": "proxy.mode",
     "port": "proxy.port",
+    "https_port": "proxy.https_port",
     "bind": "proxy.bind",
     "workers": "proxy.workers",
     "log_level": "log.level",
+    "fallback": "proxy.fallback",
+    "acme_email": "acme.email",
+    "acme_directory": "acme.directory",
+    "acme_ca_bundle": "acme.ca_bundle",
+    "acme_profile": "acme.profile",
+    "acme_eab_kid": "acme.eab_kid",
+    "acme_eab_file": "acme.eab_file",
 }
 
 
 def register(noun: Noun) -> None:
     start = noun.verb("start", _start, "start it, and return when a request to it succeeds")
-    start.add_argument("--mode", metavar="M", help="how the listener is secured: local-http")
-    start.add_argument("--port", metavar="N", help="port to listen on (3560)")
-    start.add_argument("--bind", metavar="A", help="address to listen on (127.0.0.1)")
+    start.add_argument("--mode", metavar="M", help="local-http (the default), dev-selfsigned or https-acme")
+    start.add_argument(
+        "--port", metavar="N", help="port to listen on (3560; https-acme: 80); of plain HTTP beside HTTPS"
+    )
+    start.add_argument("--https-port", metavar="N", help="port of HTTPS (--port plus 1; beside 80: 443)")
+    start.add_argument("--bind", metavar="A", help="address to listen on (127.0.0.1; https-acme: *, all of them)")
     start.add_argument("--workers", metavar="N", help="worker processes (1)")
     start.add_argument("--log-level", metavar="L", help="debug, info, warning or error")
+    certificate = start.add_argument_group("https-acme: a certificate of a public authority")
+    certificate.add_argument("--acme-domain", metavar="D", action="append", help="name it is for; may be repeated")
+    certificate.add_argument("--acme-email", metavar="E", help="whom the authority may write to")
+    certificate.add_argument("--acme-staging", action="store_true", help="stop after the rehearsal: trusted by nobody")
+    certificate.add_argument("--acme-directory", metavar="URL", help="another authority than Let's Encrypt")
+    certificate.add_argument("--acme-ca-bundle", metavar="FILE", help="who vouches for that authority's own HTTPS")
+    certificate.add_argument("--acme-profile", metavar="P", help="certificate profile, where the authority has such")
+    certificate.add_argument("--acme-eab-kid", metavar="ID", help="key id of an external account binding")
+    certificate.add_argument("--acme-eab-file", metavar="FILE", help="file with the key of that binding")
+    certificate.add_argument("--challenge", metavar="C", default="http-01", help="http-01, the only one so far")
+    certificate.add_argument("--fallback", metavar="M", help="none (the default), dev-selfsigned or local-http")
     start.add_argument("--no-daemon", action="store_true", help="stay in the foreground, log on stderr")
     stop = noun.verb("stop", _stop, "end it, when its streams have finished or their time is over")
     stop.add_argument("--port", type=int, metavar="N", help="only if it listens on this port")
@@ -42,8 +65,30 @@ def register(noun: Noun) -> None:
 
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Value]:
+    _check_challenge(arguments.challenge)
     given = {setting: getattr(arguments, name) for name, setting in _FLAGS.items()}
+    if arguments.acme_domain:
+        given["acme.domain"] = ", ".join(arguments.acme_domain)
+    if arguments.acme_staging:
+        given["acme.staging"] = "true"
     return {setting: value for setting, value in given.items() if value is not None}
+
+
+def _check_challenge(challenge: str) -> None:
+    """Raises PROXY_INVALID_CONFIG."""
+    if challenge == "http-01":
+        return
+    from flm.errors import CommandCode, CommandError
+
+    if challenge == "dns-01":
+        reason = (
+            "dns-01 is not there yet: it needs an interface to each DNS provider, and is what wildcard names and "
+            "servers without an open port 80 need; use http-01 (leave --challenge out), for which port 80 of the name "
+            "must lead here, or get the certificate elsewhere and put a TLS server in front of `--mode local-http`"
+        )
+    else:
+        reason = f"there is no challenge {challenge!r}; the one there is is http-01, and it is the default"
+    raise CommandError(CommandCode.PROXY_INVALID_CONFIG, reason)
 
 
 async def _start(arguments: argparse.Namespace, context: Context) -> Output | None:
@@ -52,11 +97,18 @@ async def _start(arguments: argparse.Namespace, context: Context) -> Output | No
     service = ProxyService(context.folder)
     first_key = _somebody_reads()
     if not arguments.no_daemon:
-        return Output(await service.start(_flags(arguments), first_key=first_key))
+        with progress() as step:
+            started = await service.start(_flags(arguments), first_key=first_key, step=step)
+        return Output(started, _COLUMNS)
 
     from flm.cli.output import show
 
-    await service.serve(_flags(arguments), lambda started: show(Output(started), context.format), first_key=first_key)
+    await service.serve(
+        _flags(arguments),
+        lambda started: show(Output(started), context.format),
+        first_key=first_key,
+        step=lambda step, detail: print(f"flm: {step}: {detail}", file=sys.stderr, flush=True),
+    )
     return None
 
 

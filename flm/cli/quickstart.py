@@ -109,7 +109,7 @@ async def run() -> None:
         await show_answer(model)
     except CommandError as error:
         say(f"\nthe engine gave no answer: {error.message}\n")
-    base = handle.endpoints.localhost or handle.endpoints.local_network
+    base = handle.endpoints.localhost or handle.endpoints.local_network or handle.endpoints.external
     body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello"}]})
     say(f"{_BOLD}endpoint{_PLAIN}  {base}/v1")
     say(f"{_BOLD}key{_PLAIN}       {key}")

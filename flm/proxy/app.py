@@ -34,7 +34,7 @@ from flm.proxy.head import Head
 from flm.proxy.inference import infer
 from flm.proxy.passthrough import pass_through
 from flm.proxy.recorder import Record, Recorder, method_word, path_words
-from flm.proxy.respond import Responder
+from flm.proxy.respond import ALWAYS, HSTS, Responder
 from flm.proxy.view import EngineFailed, OpenPool, PoolKey, View, open_pool
 
 _CLIENT_LEFT: Final = 499  # nginx's status for a client that left before an answer; only in the log
@@ -83,7 +83,8 @@ class WorkerContext(msgspec.Struct, kw_only=True):
     blocks. `audit`: takes the row of a finished request to where this process's death does not reach it, never blocks.
     `cut`: closes the connection of a client, given as (address, port), that cannot be got rid of in another way.
     `engine_failed`: is told the id of an engine that failed a request by its own fault, and what happened. `key_used`:
-    is told the id of each valid key.
+    is told the id of each valid key. `names`: hosts that the listener's certificate is for. `hsts`: browsers are told
+    to come by HTTPS only.
     """
 
     shared: SharedMemory
@@ -95,6 +96,8 @@ class WorkerContext(msgspec.Struct, kw_only=True):
     cut: Callable[[tuple[str, str]], None] = _leave_open
     engine_failed: EngineFailed = _keep_quiet
     key_used: Callable[[str], None] = _forget
+    names: tuple[str, ...] = ()
+    hsts: bool = False
 
 
 ANY_METHOD: Final[tuple[str, ...]] = ()  # but the two that are refused everywhere
@@ -164,6 +167,7 @@ class App:
         self._opener: OpenPool = partial(open_pool, engine_failed=context.engine_failed)
         self._recorder = Recorder(context.log, context.shared, context.slot)
         self._auditor = Auditor(context.audit)
+        self._always = (*ALWAYS, HSTS) if context.hsts else ALWAYS
         self._current: View | None = None
         self._running: set[Exchange] = set()
         self._admitted: set[Exchange] = set()  # those with a good key that are not answered yet
@@ -207,7 +211,7 @@ class App:
         exchange.auditor = self._auditor
         self._running.add(exchange)
         self._recorder.begin()
-        responder = Responder(exchange, without_body=scope["method"] == "HEAD")
+        responder = Responder(exchange, without_body=scope["method"] == "HEAD", always=self._always)
         try:
             await self._attempt(self._serve(exchange, responder), exchange, responder)
             self._see_off(exchange)
@@ -324,7 +328,8 @@ class App:
             return view
         epoch, data = shared.snapshot()
         pools: dict[PoolKey, Any] = view.pools if view is not None else {}
-        fresh = View(epoch, snapshots.decode(data), pools, self._opener, view.gate if view is not None else None)
+        gate = view.gate if view is not None else None
+        fresh = View(epoch, snapshots.decode(data), pools, self._opener, gate, self._context.names)
         self._current = fresh
         self._recorder.set_level(fresh.settings.log_level)
         for key, pool in pools.items():

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Final
 
 from flm._native import Buckets
+from flm.config import ANY
 from flm.errors import ErrorKind, Header, RequestError
 from flm.policy.access import HostGuard
 from flm.policy.addresses import Networks, bucket_owner, client_address
@@ -36,9 +37,9 @@ def _plain(peer: str) -> str:
 
 
 class Gate:
-    """One policy, for a listener bound to `bind`."""
+    """One policy, for a listener bound to `bind` (an IP literal, or `*`) whose certificate is for `names`."""
 
-    def __init__(self, policy: Policy, bind: str) -> None:
+    def __init__(self, policy: Policy, bind: str, names: tuple[str, ...] = ()) -> None:
         self.policy: Final = policy
         self.bind: Final = bind
         self._proxies = Networks(policy.trusted_proxies)
@@ -46,7 +47,7 @@ class Gate:
         self._header = policy.client_address_header
         self._header_name = policy.client_address_header.encode()
         self._allowed = Networks(policy.ip_whitelist) if policy.ip_whitelist else None
-        self._guard = HostGuard(bind, policy.allowed_hosts, policy.allowed_origins)
+        self._guard = HostGuard("::" if bind == ANY else bind, (*policy.allowed_hosts, *names), policy.allowed_origins)
         self._cors = CrossOrigin(policy.allowed_origins)
         self._limits = Limits(policy)
         limits = (policy.rate_limit, policy.ip_rate_limit, policy.global_rate_limit)

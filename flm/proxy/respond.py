@@ -35,7 +35,9 @@ ALWAYS: Final[tuple[Header, ...]] = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
 )
-_ALWAYS_NAMES: Final = frozenset(name for name, _ in ALWAYS)
+# RFC 6797: a browser that has been here once comes by HTTPS only, for a year. Not for subdomains, which are not FLM's.
+HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
+_ALWAYS_NAMES: Final = frozenset(name for name, _ in (*ALWAYS, HSTS))
 _CLOSE: Final = (b"connection", b"close")
 _NO_RETRY: Final = (b"x-should-retry", b"false")
 _DEFAULTS: Final = Settings()
@@ -51,10 +53,11 @@ def _as_it_is(text: str, _engine_id: str | None) -> str:
 
 
 class Responder:
-    """The answer to one request. `without_body`: only its head is wanted (HEAD)."""
+    """The answer to one request. `without_body`: only its head is wanted (HEAD). `always`: headers of every answer."""
 
     __slots__ = (
         "_added",
+        "_always",
         "_blocked",
         "_by_ids",
         "_exchange",
@@ -65,8 +68,9 @@ class Responder:
         "without_body",
     )
 
-    def __init__(self, exchange: Exchange, *, without_body: bool) -> None:
+    def __init__(self, exchange: Exchange, *, without_body: bool, always: tuple[Header, ...] = ALWAYS) -> None:
         self._exchange = exchange
+        self._always = always
         self._settings = _DEFAULTS
         self._added: tuple[Header, ...] = ()
         self._by_ids: ByIds = _as_it_is
@@ -155,7 +159,7 @@ class Responder:
         exchange = self._exchange
         self.started = True
         exchange.record.status = status
-        headers += ALWAYS
+        headers += self._always
         headers += self._added
         headers.append((b"x-request-id", exchange.request_id.encode()))
         if exchange.closing and _CLOSE not in headers:

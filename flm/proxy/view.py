@@ -86,7 +86,7 @@ class Target:
 
 class View:
     """One epoch's world. `pools` are those of the view before, by key, and `gate` its gate: what is still as it was is
-    taken over."""
+    taken over. `names`: hosts the listener's certificate is for."""
 
     def __init__(
         self,
@@ -95,12 +95,13 @@ class View:
         pools: dict[PoolKey, Pool],
         opener: OpenPool,
         gate: Gate | None = None,
+        names: tuple[str, ...] = (),
     ) -> None:
         settings = snapshot.settings
         self.epoch: Final = epoch
         self.settings: Final = settings
         same = gate is not None and gate.policy == snapshot.policy and gate.bind == settings.proxy_bind
-        self.gate: Final = gate if gate is not None and same else Gate(snapshot.policy, settings.proxy_bind)
+        self.gate: Final = gate if gate is not None and same else Gate(snapshot.policy, settings.proxy_bind, names)
         self.routes: Final[RouteIndex[Engine]] = RouteIndex(
             snapshot.engines, snapshot.aliases, serving=SERVING, plain_names=settings.routing_plain_names
         )

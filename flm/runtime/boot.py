@@ -12,14 +12,46 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from typing import Final, TypeVar
+from typing import IO, Final, TypeVar
 
 import msgspec
 
-from flm.config import Value
+from flm.config import Mode, Settings, Value
 
 T = TypeVar("T")
 WORKER_MODULE: Final = "flm.runtime.worker"
+
+
+class Served(msgspec.Struct, frozen=True):
+    """What a proxy listens on: of `local-http` `port` alone, else `https_port`, and `port` for plain HTTP."""
+
+    mode: Mode
+    bind: str
+    port: int
+    https_port: int
+
+    @classmethod
+    def by(cls, settings: Settings) -> Served:
+        """What `settings` ask for."""
+        https_port = settings.proxy_https_port if settings.proxy_mode != "local-http" else 0
+        return cls(settings.proxy_mode, settings.proxy_bind, settings.proxy_port, https_port)
+
+    def __str__(self) -> str:
+        ports = f"ports {self.port} and {self.https_port}" if self.https_port else f"port {self.port}"
+        return f"{self.mode} at {self.bind} {ports}"
+
+
+class Tls(msgspec.Struct, frozen=True):
+    """What a worker serves TLS with. `pem`: private key and chain, secret. `names`: the hosts it answers for beside
+    addresses of its own. `hsts`: browsers are told to come by HTTPS only."""
+
+    pem: bytes
+    min_version: str
+    names: tuple[str, ...]
+    hsts: bool
+
+    def __repr__(self) -> str:  # the default would print the key
+        return f"Tls(names={self.names!r}, min_version={self.min_version!r}, hsts={self.hsts!r})"
 
 
 class WorkerBoot(msgspec.Struct, frozen=True):
@@ -27,7 +59,7 @@ class WorkerBoot(msgspec.Struct, frozen=True):
 
     `listening_fds`: sockets to serve, usually one. `shared_fd`, `keyring_fd`, `buckets_fd`, `rings_fd`: mapped files.
     `cell`: its slot in the shared memory. `control_fd`: its end of the socket pair. `life_fd`: reads end of file when
-    the supervisor is gone.
+    the supervisor is gone. `tls`: None serves plain HTTP.
     """
 
     listening_fds: list[int]
@@ -46,6 +78,7 @@ class WorkerBoot(msgspec.Struct, frozen=True):
     connections: int
     log_level: str
     min_bytes_per_second: int
+    tls: Tls | None = None
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -106,15 +139,18 @@ class WarmState(msgspec.Struct, frozen=True):
 
 
 class SupervisorState(msgspec.Struct, frozen=True):
-    """Everything that a supervisor passes to itself over exec; times are RFC 3339. `life_fds`: read end, write end."""
+    """Everything that a supervisor passes to itself over exec; times are RFC 3339. `life_fds`: read end, write end.
+    `served`: what the settings asked for; `mode`: what is served, perhaps a fallback."""
 
     boot: SupervisorBoot
     instance_id: str
     started_at: str
     generation: int
-    address: str
-    port: int
+    served: Served
+    mode: Mode
+    tls: Tls | None
     listening_fds: list[int]
+    plain_fds: list[int]
     shared_fd: int
     keyring_fd: int
     buckets_fd: int
@@ -129,12 +165,20 @@ class SupervisorState(msgspec.Struct, frozen=True):
     chat_keys: dict[str, float]
 
 
+def in_memory(data: bytes) -> IO[bytes]:
+    """A file without a name that holds `data`, at its beginning: in memory where the system has such, since documents
+    hold private keys."""
+    file: IO[bytes]
+    file = open(os.memfd_create("flm"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()  # noqa: SIM115
+    file.write(data)
+    file.flush()
+    file.seek(0)
+    return file
+
+
 def pack(document: msgspec.Struct) -> int:
     """The descriptor of an unlinked file that holds `document`; the caller passes it on and closes it."""
-    with tempfile.TemporaryFile() as file:
-        file.write(msgspec.json.encode(document))
-        file.flush()
-        file.seek(0)
+    with in_memory(msgspec.json.encode(document)) as file:
         return os.dup(file.fileno())
 
 

@@ -44,6 +44,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     data: Any = None
     code: str | None = None
     message: str | None = None
+    step: str = ""  # not an end yet: what is being done, with `message` for people
 
 
 # Carries out a request and returns the answer's data. The connection's socket is given, so that an answer can be sent

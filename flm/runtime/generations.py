@@ -21,7 +21,7 @@ from typing import Final
 from flm.config import Settings
 from flm.errors import CommandCode, CommandError
 from flm.runtime import sockets
-from flm.runtime.boot import Order, WorkerBoot, WorkerState
+from flm.runtime.boot import Order, Tls, WorkerBoot, WorkerState
 from flm.runtime.crew import Crew, Member, StartError
 from flm.runtime.memory import Memory
 from flm.runtime.warm import WarmWorkers
@@ -65,6 +65,7 @@ class Generations:
         self._engine_failed = engine_failed
         self._keys_used = keys_used
         self._settings = Settings()
+        self.tls: Tls | None = None  # what new workers serve with
         self._changing = asyncio.Lock()
         self._deaths: dict[int, list[float]] = {}
         self._respawns: set[asyncio.Task[None]] = set()
@@ -78,24 +79,33 @@ class Generations:
     def draining(self) -> list[Member]:
         return [member for member in self.crew.members if member.draining]
 
-    def adopt(self, states: Sequence[WorkerState], number: int, settings: Settings) -> None:
+    def adopt(self, states: Sequence[WorkerState], number: int, settings: Settings, tls: Tls | None) -> None:
         """Take over the workers of an earlier image of this process, and what they were started with."""
         self.number = number
         self._settings = settings
+        self.tls = tls
         self.crew.adopt(states)
 
-    async def replace(self, settings: Settings) -> None:
-        """Start a generation of workers under `settings`; when all of them serve, retire those before.
+    def listen_instead(self, listening: list[socket.socket]) -> None:
+        """Other sockets than those so far, which no worker has served yet; those are closed."""
+        for each in self.listening:
+            each.close()
+        self.listening = listening
+
+    async def replace(self, settings: Settings, tls: Tls | None = None, *, drain_seconds: float = 0) -> None:
+        """Start a generation of workers under `settings`, which serve with `tls`; when all of them serve, retire those
+        before. Those have `proxy.drain_timeout_seconds` for their streams, `drain_seconds` at least.
 
         Raises PROXY_INVALID_CONFIG with the reason if one does not come up; then all is as before.
         """
         async with self._changing:
             former, self._settings = self._settings, settings
+            former_tls, self.tls = self.tls, tls
             predecessors = [member for member in self.crew.members if not member.draining]
             try:
                 await self._start(range(settings.proxy_workers), self.number + 1)
             except (StartError, OSError, CommandError) as error:
-                self._settings = former
+                self._settings, self.tls = former, former_tls
                 raise _not_replaced(error, bool(predecessors)) from None
             finally:
                 self.warm.dismiss()
@@ -103,7 +113,7 @@ class Generations:
             for listening in self.listening:
                 sockets.set_send_timeout(listening, settings.proxy_send_timeout_seconds)
             for member in predecessors:
-                self._retire(member)
+                self._retire(member, drain_seconds)
             self._make_room()
 
     async def stop(self, seconds: float) -> None:
@@ -237,6 +247,7 @@ class Generations:
             connections=sockets.connections_allowed(descriptors, settings.proxy_max_in_flight),
             log_level=settings.log_level,
             min_bytes_per_second=settings.proxy_min_bytes_per_second,
+            tls=self.tls,
         )
 
     def _respawn(self, slot: int, started: float) -> None:
@@ -267,8 +278,8 @@ class Generations:
                     self._retire(member)
                 return
 
-    def _retire(self, member: Member) -> None:
-        seconds = self._settings.proxy_drain_timeout_seconds
+    def _retire(self, member: Member, at_least: float = 0) -> None:
+        seconds = max(self._settings.proxy_drain_timeout_seconds, at_least)
         member.draining = True
         member.deadline = time.monotonic() + seconds
         member.tell(Order("retire", seconds))

@@ -8,11 +8,16 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+from flm.config import ANY, HTTP_PORT, HTTPS_PORT
+from flm.runtime.boot import Served
+
 _ANYWHERE: Final = "192.0.2.1"  # TEST-NET-1: connecting a datagram socket sends nothing, but picks a source address
+DEFAULT_PORTS: Final = {"http": HTTP_PORT, "https": HTTPS_PORT}  # left out in a URL
 
 
 class Endpoints(msgspec.Struct, frozen=True):
@@ -35,6 +40,38 @@ class AuditLine(msgspec.Struct, frozen=True):
     since: str | None
     rows_dropped: int
     last_error: str | None
+
+
+class CertificateLine(msgspec.Struct, frozen=True):
+    """The certificate that is served. Times are RFC 3339, None: not known, or never. `trusted`: clients need no file of
+    FLM's for it. `renew_after`: when it is renewed at the latest. `fingerprint`: SHA-256 of the certificate, in hex."""
+
+    mode: str
+    domains: list[str]
+    issuer: str | None
+    not_before: str | None
+    not_after: str | None
+    renew_after: str | None
+    last_attempt_at: str | None
+    next_attempt_at: str | None
+    last_error: str | None
+    trusted: bool
+    fingerprint: str | None
+    directory: str | None = None
+    hint: str | None = None
+
+
+class Access(msgspec.Struct, frozen=True):
+    """How this machine reaches the proxy without asking anybody else: `url` of a local address, a short-lived `key`
+    (secret), and with HTTPS the certificate to be met there (`ca`, PEM) and a name it is for."""
+
+    url: str
+    key: str
+    ca: str | None = None
+    server_name: str | None = None
+
+    def __repr__(self) -> str:  # the default would print the key
+        return f"Access(url={self.url!r}, server_name={self.server_name!r})"
 
 
 class Handle(msgspec.Struct, frozen=True):
@@ -63,7 +100,7 @@ class Handle(msgspec.Struct, frozen=True):
     log_file: str | None
     log_lines_dropped: int
     acme_domain: str | None
-    certificate: None
+    certificate: CertificateLine | None
     last_error: str | None
     audit: AuditLine | None = None
 
@@ -72,19 +109,30 @@ def url_host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def endpoints(address: str, port: int) -> Endpoints:
-    """Where a proxy bound to `address` is reached from."""
-    bound = ipaddress.ip_address(address)
+def endpoints(served: Served, names: Sequence[str] = ()) -> Endpoints:
+    """Where a proxy is reached from. `names`: of its certificate, where a public authority has issued that."""
+    scheme, port = ("https", served.https_port) if served.https_port else ("http", served.port)
+    at = "" if port == DEFAULT_PORTS[scheme] else f":{port}"
+    if served.mode == "https-acme" and names:
+        return Endpoints(None, None, f"https://{names[0]}{at}")
+    any_address = served.bind == ANY
+    bound = ipaddress.ip_address("0.0.0.0" if any_address else served.bind)  # noqa: S104 - asked about, not bound to
     if bound.is_loopback:
-        return Endpoints(f"http://{url_host(address)}:{port}", None, None)
+        return Endpoints(f"{scheme}://{url_host(served.bind)}{at}", None, None)
     if bound.is_unspecified:
         local = "[::1]" if bound.version == 6 else "127.0.0.1"
-        network = _own_address() if bound.version == 4 else None
-        return Endpoints(f"http://{local}:{port}", f"http://{network}:{port}" if network else None, None)
-    return Endpoints(None, f"http://{url_host(address)}:{port}", None)
+        network = own_address() if bound.version == 4 else None
+        return Endpoints(f"{scheme}://{local}{at}", f"{scheme}://{network}{at}" if network else None, None)
+    return Endpoints(None, f"{scheme}://{url_host(served.bind)}{at}", None)
 
 
-def _own_address() -> str | None:
+def local_url(address: tuple[str, int], *, encrypted: bool) -> str:
+    """The URL of a socket that is bound to `address`, as this machine reaches it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared with
+    return f"{'https' if encrypted else 'http'}://{url_host(host)}:{address[1]}"
+
+
+def own_address() -> str | None:
     """The address this machine has on the network it would reach others through."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((_ANYWHERE, 9))

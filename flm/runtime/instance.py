@@ -30,7 +30,8 @@ _RECORD_BYTES: Final = 65_536  # far more than a record has; a decoy of a gigaby
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """One running proxy. `start_time` is the process's own, in whatever unit the system gives; times are RFC 3339."""
+    """One running proxy. `start_time` is the process's own, in whatever unit the system gives; times are RFC 3339.
+    `https_port`: 0 where there is no HTTPS."""
 
     id: str
     pid: int
@@ -41,6 +42,7 @@ class Instance(msgspec.Struct, frozen=True):
     port: int
     version: str
     started_at: str
+    https_port: int = 0
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):

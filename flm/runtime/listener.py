@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Mapping
@@ -23,6 +24,7 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from flm.config import MAX_HEADER_BYTES
+from flm.runtime.boot import Tls, in_memory
 from flm.runtime.sockets import BACKLOG, own_sockets
 
 PROBE_WAIT_SECONDS: Final = 0.05  # how long one probe may take before another is sent: a sibling may have got it
@@ -73,12 +75,16 @@ class Listener(Server):
     """One embedded server on the listening socket `descriptor`, which the server takes over.
 
     `header_timeout` (seconds) bounds a request's head and an idle keep-alive connection; `connections` is how many
-    are served at once, further ones wait in the kernel's queue. To be used on a running event loop.
+    are served at once, further ones wait in the kernel's queue. `tls`: None serves plain HTTP. To be used on a running
+    event loop.
     """
 
-    def __init__(self, app: App, descriptor: int, *, header_timeout: float, connections: int) -> None:
+    def __init__(
+        self, app: App, descriptor: int, *, header_timeout: float, connections: int, tls: Tls | None = None
+    ) -> None:
         self._door = _Door(app)
         self._descriptor = descriptor
+        self._tls = tls
         self._serving: asyncio.Task[None] | None = None
         super().__init__(
             self._door,
@@ -101,6 +107,17 @@ class Listener(Server):
         descriptor: Any = self._descriptor
         self._shd = holder.SocketHolder(descriptor, False, *takes_backlog)
         self._sfd = descriptor
+
+    def build_ssl_context(self, *_: Any) -> None:
+        """Public in the server, and replaced: it would want paths, and read the disk. What is served is what the
+        supervisor has verified. The certificate and the key each have a file of their own, since one that is opened
+        twice may share its position (macOS)."""
+        if self._tls is None:
+            self.ssl_ctx: tuple[Any, ...] = (False, None, None, None, "tls1.3", None, [], False)
+            return
+        self._certificate = [in_memory(self._tls.pem) for _ in range(2)]
+        certificate, key = (f"/dev/fd/{file.fileno()}" for file in self._certificate)
+        self.ssl_ctx = (True, certificate, key, None, f"tls{self._tls.min_version}", None, [], False)
 
     def start(self) -> None:
         """Begin to accept. Returns before the first connection is accepted: see `answers`."""
@@ -142,11 +159,10 @@ class Listener(Server):
             try:
                 await loop.sock_connect(connection, address)
                 with self._door.expecting(str(connection.getsockname()[1]), arrived):
-                    await loop.sock_sendall(connection, _HEALTH_REQUEST)
-                    answer = await loop.sock_recv(connection, _ANSWER_BYTES)
-            except OSError:
+                    line = await _ask(connection, encrypted=self._tls is not None)
+            except (OSError, ValueError):
                 return None
-        return answer.partition(b"\r\n")[0] if arrived.is_set() else None
+        return line if arrived.is_set() else None
 
     def called_since(self, moment: float) -> bool:
         """Whether a request came after `moment` (monotonic seconds). Known from `retire` on."""
@@ -173,8 +189,27 @@ class Listener(Server):
         await asyncio.shield(self._serving)  # who waits may be cancelled; the server ends all the same
 
 
+async def _ask(connection: socket.socket, *, encrypted: bool) -> bytes:
+    """The first line of the answer to a request for /health."""
+    reader, writer = await asyncio.open_connection(
+        sock=connection.dup(), ssl=_trusting() if encrypted else None, server_hostname="" if encrypted else None
+    )
+    try:
+        writer.write(_HEALTH_REQUEST)
+        return (await reader.readline()).rstrip()
+    finally:
+        writer.transport.abort()
+
+
+def _trusting() -> ssl.SSLContext:
+    """For a connection to this very process, which is known by its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # allowed unverified-tls: it is this very process
+    context.verify_mode = ssl.CERT_NONE  # allowed unverified-tls: idem
+    return context
+
+
 _HEALTH_REQUEST: Final = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-_ANSWER_BYTES: Final = 4096
 # A policy may shut out this machine's own addresses: whoever says so to a probe serves all others.
 _SERVING: Final = (b"HTTP/1.1 200", b"HTTP/1.1 403")
 

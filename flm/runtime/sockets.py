@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from flm.config import Settings
+from flm.config import ANY, Settings
 from flm.errors import CommandCode, CommandError
+from flm.runtime.boot import Served
 
 BACKLOG: Final = 4096  # connections the kernel holds while no worker accepts; capped by net.core.somaxconn
 RESERVED_DESCRIPTORS: Final = 64  # databases, pipes, mapped files, listening sockets, the loop's own
@@ -42,40 +43,44 @@ def family_of(address: str) -> socket.AddressFamily:
         return family
     raise CommandError(
         CommandCode.PROXY_INVALID_CONFIG,
-        f"proxy.bind must be an IP address such as 127.0.0.1 or ::1, not {address!r}; "
+        f"proxy.bind must be an IP address such as 127.0.0.1 or ::1, or `*` for all, not {address!r}; "
         "set it with `flm config set proxy.bind ADDRESS` or `--bind ADDRESS`",
     )
 
 
 def open_for(settings: Settings) -> list[socket.socket]:
     """The sockets that `settings` ask for, one for each worker. Raises as `open_listening`."""
-    return open_listening(
-        settings.proxy_bind, settings.proxy_port, settings.proxy_workers, settings.proxy_send_timeout_seconds
-    )
+    port = settings.proxy_https_port if settings.proxy_mode != "local-http" else settings.proxy_port
+    return open_listening(settings.proxy_bind, port, settings.proxy_workers, settings.proxy_send_timeout_seconds)
 
 
-def refuse_another_address(settings: Settings, served: tuple[str, int]) -> None:
-    """Raises PROXY_INVALID_CONFIG if `settings` ask for another address than the running proxy serves."""
-    if (settings.proxy_bind, settings.proxy_port) != served:
+def refuse_another_address(settings: Settings, served: Served) -> None:
+    """Raises PROXY_INVALID_CONFIG if `settings` ask for another mode or address than the running proxy serves."""
+    asked = Served.by(settings)
+    if asked != served:
         raise CommandError(
             CommandCode.PROXY_INVALID_CONFIG,
-            f"the address cannot change while the proxy runs: it serves {served[0]} port {served[1]}, and the settings"
-            f" say {settings.proxy_bind} port {settings.proxy_port}; set them back, or `flm proxy stop` and `start`",
+            f"mode, address and ports cannot change while the proxy runs: it serves {served}, and the settings"
+            f" say {asked}; set them back, or `flm proxy stop` and `start`",
         )
 
 
 def open_listening(address: str, port: int, count: int, send_timeout: float) -> list[socket.socket]:
-    """`count` listening sockets on one address and port (0: the kernel picks one for all).
+    """`count` listening sockets on one address and port (0: the kernel picks one for all). The address `*` is all of
+    IPv4 and IPv6 in one socket, or all of IPv4 on a machine that has no IPv6.
 
     `send_timeout` (seconds) is how long a client may leave sent bytes unread before the kernel ends its connection; it
     is inherited by accepted connections. Raises PROXY_PORT_IN_USE naming the holder, PROXY_INVALID_CONFIG.
     """
+    both = address == ANY and _has_ipv6()
+    if address == ANY:
+        address = "::" if both else "0.0.0.0"  # noqa: S104 - asked for
     family = family_of(address)
-    _probe(family, address, port)
+    _probe(family, address, port, both)
     opened: list[socket.socket] = []
     try:
         for _ in range(count):
-            opened.append(_listen(family, address, port, send_timeout))
+            opened.append(_listen(family, address, port, send_timeout, both))
             port = opened[0].getsockname()[1]
     except OSError as error:
         for each in opened:
@@ -84,10 +89,22 @@ def open_listening(address: str, port: int, count: int, send_timeout: float) -> 
     return opened
 
 
+def _has_ipv6() -> bool:
+    """Whether a socket can be bound that takes IPv6 and IPv4 alike."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(("::", 0))
+            return True
+    except OSError:
+        return False
+
+
 def add_listening(like: socket.socket, count: int, send_timeout: float) -> list[socket.socket]:
     """More sockets beside `like`, on its address and port, which are ours already."""
     host, port = like.getsockname()[:2]
-    return [_listen(like.family, host, port, send_timeout) for _ in range(count)]
+    both = like.family == socket.AF_INET6 and not like.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    return [_listen(like.family, host, port, send_timeout, both) for _ in range(count)]
 
 
 def set_send_timeout(listening: socket.socket, seconds: float) -> None:
@@ -96,11 +113,11 @@ def set_send_timeout(listening: socket.socket, seconds: float) -> None:
         listening.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, round(seconds * 1000))
 
 
-def _probe(family: socket.AddressFamily, address: str, port: int) -> None:
+def _probe(family: socket.AddressFamily, address: str, port: int, both: bool) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT are nobody's
         if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         try:
             probe.bind((address, port))
             probe.listen(1)  # macOS lets two sockets bind with SO_REUSEADDR, but not two listen
@@ -108,7 +125,7 @@ def _probe(family: socket.AddressFamily, address: str, port: int) -> None:
             raise _cannot_bind(address, port, error) from None
 
 
-def _listen(family: socket.AddressFamily, address: str, port: int, send_timeout: float) -> socket.socket:
+def _listen(family: socket.AddressFamily, address: str, port: int, send_timeout: float, both: bool) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -116,7 +133,7 @@ def _listen(family: socket.AddressFamily, address: str, port: int, send_timeout:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
         if idle is not None:
             listening.setsockopt(socket.IPPROTO_TCP, idle, KEEPALIVE_SECONDS)
@@ -135,13 +152,13 @@ def _cannot_bind(address: str, port: int, error: OSError) -> CommandError:
         return CommandError(
             CommandCode.PROXY_PORT_IN_USE,
             f"port {port} on {address} is taken by {holder(port) or 'another program'}; "
-            "end it, or take another port with `--port N` or `flm config set proxy.port N`",
+            "end it, or take another port with `--port N` (`--https-port N`) or `flm config set proxy.port N`",
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return CommandError(
             CommandCode.PROXY_INVALID_CONFIG,
             f"port {port} may not be bound by this user: ports below 1024 need the capability CAP_NET_BIND_SERVICE, "
-            "a socket unit, or a port above 1023 (`--port 8880`) with the low port forwarded to it",
+            "a socket unit, or ports above 1023 (`--port 8880 --https-port 8443`) with the low ones forwarded to them",
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return CommandError(

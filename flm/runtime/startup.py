@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,8 @@ from flm.runtime.control import Answer
 from flm.runtime.handle import Handle
 from flm.runtime.succession import keep_private
 from flm.runtime.supervisor import Supervisor
+
+log = logging.getLogger("flm.supervisor")
 
 
 class _Report:
@@ -37,6 +40,12 @@ class _Report:
     async def success(self, handle: Handle) -> None:
         self._write(Answer(True, handle))
         self._close()
+
+    def step(self, step: str, detail: str) -> None:
+        """What the start is at. Nobody reading shows at the end."""
+        log.info("%s: %s", step, detail)
+        with contextlib.suppress(BrokenPipeError):
+            self._write(Answer(True, message=detail, step=step))
 
     def failure(self, error: CommandError) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -76,7 +85,7 @@ async def _nothing_to_say(_handle: Handle) -> None:
 def _begin(boot: SupervisorBoot, report: _Report) -> int:
     try:
         report.pid()
-        asyncio.run(Supervisor(boot).run(report.success))
+        asyncio.run(Supervisor(boot).run(report.success, report.step))
         return 0
     except BrokenPipeError:
         return 1

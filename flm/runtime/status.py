@@ -8,7 +8,8 @@ from datetime import datetime
 
 from flm import __version__
 from flm._native import ERRORS, IN_FLIGHT, LOG_DROPPED, REQUESTS
-from flm.config import Settings
+from flm.config import Settings, domains
+from flm.runtime.front import Front, served_by
 from flm.runtime.generations import Generations
 from flm.runtime.handle import AuditLine, EngineLine, Handle, endpoints, url_host
 from flm.snapshot import Engine
@@ -20,6 +21,7 @@ def describe(
     state: str,
     started_at: str,
     address: tuple[str, int],
+    front: Front,
     settings: Settings,
     generations: Generations,
     engines: tuple[Engine, ...],
@@ -27,19 +29,21 @@ def describe(
     audit: AuditLine,
     log_file: str | None,
 ) -> Handle:
-    """The handle at this moment."""
+    """The handle at this moment. `address`: what the workers' sockets are bound to."""
     serving = generations.serving
+    served = served_by(settings, front)
+    names = domains(settings) if served.mode == "https-acme" else ()
     return Handle(
         id=instance_id,
         pid=os.getpid(),
         version=__version__,
         state=state,
         running=bool(serving) and state != "stopping",
-        mode=settings.proxy_mode,
+        mode=front.mode,
         listen_addr=url_host(address[0]) + f":{address[1]}",
-        port=address[1],
-        https_port=None,
-        endpoints=endpoints(*address),
+        port=served.port,
+        https_port=served.https_port or None,
+        endpoints=endpoints(served, names if front.mode == "https-acme" else ()),
         workers=len(serving),
         worker_pids=sorted(member.pid for member in serving),
         draining_pids=sorted(member.pid for member in generations.draining),
@@ -52,8 +56,8 @@ def describe(
         errors=total(generations, ERRORS),
         log_file=log_file,
         log_lines_dropped=total(generations, LOG_DROPPED),
-        acme_domain=None,
-        certificate=None,
+        acme_domain=", ".join(names) or None,
+        certificate=front.line(),
         last_error=last_error,
         audit=audit,
     )

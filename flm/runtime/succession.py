@@ -27,7 +27,16 @@ def descriptors(state: SupervisorState) -> list[int]:
     workers = [worker.control_fd for worker in state.workers] + [worker.control_fd for worker in state.warm]
     single = [state.boot.lock_fd, state.shared_fd, state.keyring_fd, state.buckets_fd, state.rings_fd, state.control_fd]
     reply = [state.reply_fd] if state.reply_fd is not None else []
-    return [*single, *reply, *state.listening_fds, *state.life_fds, *state.log_fds, *state.own_log_fds, *workers]
+    return [
+        *single,
+        *reply,
+        *state.listening_fds,
+        *state.plain_fds,
+        *state.life_fds,
+        *state.log_fds,
+        *state.own_log_fds,
+        *workers,
+    ]
 
 
 @contextlib.contextmanager

@@ -18,18 +18,20 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from flm import __version__
 from flm.config import Settings
 from flm.errors import CommandCode, CommandError
-from flm.runtime import control, crash, instance, preflight, sockets, succession
+from flm.runtime import control, crash, instance, keepers, preflight, sockets, succession
 from flm.runtime.audit import AuditTrail
-from flm.runtime.boot import SupervisorBoot, SupervisorState
+from flm.runtime.boot import Served, SupervisorBoot, SupervisorState, Tls
 from flm.runtime.control import ControlServer, Request
+from flm.runtime.front import Front, Step, served_by
 from flm.runtime.generations import Generations
-from flm.runtime.handle import Handle
+from flm.runtime.handle import Access, Handle, local_url
 from flm.runtime.journal import Journal, prepare_folder
 from flm.runtime.lastuse import LastUses
 from flm.runtime.logfile import RotatedFile, Sink, Terminal
@@ -46,6 +48,10 @@ SETTLE_SECONDS: Final = 2.0  # for the answers of control connections
 log = logging.getLogger("flm.supervisor")
 
 
+def _log_step(step: str, detail: str) -> None:
+    log.info("%s: %s", step, detail)
+
+
 class Supervisor:
     """One running proxy. `resumed`: what an earlier image of this process left."""
 
@@ -58,6 +64,7 @@ class Supervisor:
         self._publisher = Publisher(self._folder, boot.flags, self._id)
         self._last_uses = LastUses(self._folder)
         self._journal = Journal(Terminal())
+        self._front = Front(partial(keepers.keeper_of, self._folder), self._swap)
         self._memory: Memory
         self._upkeep: Upkeep
         self._trail: AuditTrail
@@ -71,8 +78,9 @@ class Supervisor:
         self._succession = asyncio.Lock()
         self._state = "starting"
 
-    async def run(self, ready: Callable[[Handle], Awaitable[None]]) -> None:
+    async def run(self, ready: Callable[[Handle], Awaitable[None]], step: Step = _log_step) -> None:
         """Start (or go on), call `ready` once a request succeeds, serve until told to stop, and leave nothing behind.
+        `step` is told what a start that takes its time is at.
 
         Raises CommandError if it cannot start; then nothing is left behind either.
         """
@@ -82,7 +90,7 @@ class Supervisor:
         self._stop_seconds = loop.create_future()
         try:
             if self._resumed is None:
-                await self._start()
+                await self._start(step)
             else:
                 await self._resume(self._resumed)
             if not self._stop_seconds.done():
@@ -104,15 +112,16 @@ class Supervisor:
             state=self._state,
             started_at=self._started_at,
             address=self._address,
+            front=self._front,
             settings=settings,
             generations=self._generations,
             engines=self._publisher.engines,
-            last_error=self._publisher.last_error,
+            last_error=self._publisher.last_error or self._front.error(),
             audit=self._trail.line(),
             log_file=str(self._log_path(settings)) if self._boot.daemon else None,
         )
 
-    async def _start(self) -> None:
+    async def _start(self, step: Step) -> None:
         for folder in (self._folder.root, self._folder.run):
             await asyncio.to_thread(secure_folder, folder)
         await self._publisher.open()
@@ -123,7 +132,8 @@ class Supervisor:
         if self._boot.daemon:
             os.dup2(self._journal.own[1], 2)  # what is not logged properly, such as a crash, is logged all the same
         await asyncio.to_thread(wait_for_orphans, self._folder.run)
-        listening = sockets.open_for(settings)
+        self._asked = Served.by(settings)
+        listening = self._front.open(settings)
         self._memory = Memory.create(self._folder.run, await self._publisher.key_count())
         self._generations = self._new_generations(listening, os.pipe())
         self._handle_signals()
@@ -135,8 +145,25 @@ class Supervisor:
         warning = sockets.descriptor_warning(sockets.raise_descriptor_limit(), settings.proxy_max_in_flight)
         if warning:
             log.warning("%s", warning)
-        await self._unless_stopped(self._generations.replace(settings))
+        await self._unless_stopped(self._serve_first(settings, step))
         await self._unless_stopped(self._upkeep.first_round())
+
+    async def _serve_first(self, settings: Settings, step: Step) -> None:
+        """A certificate, if there is to be one, and then the workers. Raises CommandError."""
+        others = await self._front.obtain(settings, step)
+        if others is not None:  # the fallback has another address
+            self._address = others[0].getsockname()[:2]
+            self._generations.listen_instead(others)
+            self._write_record(settings)
+        await self._generations.replace(settings, self._front.tls)
+        self._front.start()
+
+    async def _swap(self, tls: Tls, drain_seconds: float) -> None:
+        """Serve with another certificate. Raises CommandError; then the workers of before serve on."""
+        async with self._changing:
+            self._refuse_while_stopping()
+            settings = self._publisher.resolved.settings
+            await self._generations.replace(settings, tls, drain_seconds=drain_seconds)
 
     async def _resume(self, state: SupervisorState) -> None:
         """Go on where the former image of this process left; its workers are serving all the while."""
@@ -144,21 +171,27 @@ class Supervisor:
         published = adopted.published() if adopted else None
         settings = published.settings if published else Settings()  # until the databases are open
         self._open_journal(settings).adopt(state.own_log_fds, state.log_fds, settings.log_level)
-        listening = [socket.socket(fileno=descriptor) for descriptor in state.listening_fds]
+        listening, plain = (
+            [socket.socket(fileno=descriptor) for descriptor in descriptors]
+            for descriptors in (state.listening_fds, state.plain_fds)
+        )
         self._memory = adopted or Memory.create(self._folder.run, 0)
         if adopted is not None:
             self._publisher.adopt(adopted.keyring, state.chat_keys)
         self._publisher.engines = published.engines if published else ()
         self._publisher.policy = published.policy if published else None
         self._generations = self._new_generations(listening, state.life_fds)
-        self._generations.adopt(state.workers, state.generation, settings)
+        self._generations.adopt(state.workers, state.generation, settings, state.tls)
+        self._front.adopt(settings, state.mode, state.tls, plain)
         self._generations.warm.adopt(state.warm)
         self._handle_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, succession.HANDLED)
         self._generations.reap()  # those that died while nobody looked
         self._control_socket = socket.socket(fileno=state.control_fd)
+        self._asked = state.served
         failure = await self._attempt_to_renew()
         self._begin_background()
+        self._front.start()
         self._upkeep.begin_rounds(math.inf)
         self._state = "running"
         if state.reply_fd is not None:
@@ -171,7 +204,7 @@ class Supervisor:
             settings = (await self._publisher.load_settings()).settings
             self._journal.set_level(settings.log_level)
             await self._upkeep.publish()
-            await self._generations.replace(settings)
+            await self._generations.replace(settings, self._front.renewed_for(settings))
             self._write_record(settings)
         except CommandError as error:
             log.error("the restart did not succeed: %s", error.message)
@@ -200,7 +233,7 @@ class Supervisor:
         me = instance.identify(os.getpid())
         if me is None:
             raise CommandError(CommandCode.IO_ERROR, "the system does not say when this process was started")
-        address, port = self._address
+        served = served_by(settings, self._front)
         instance.write(
             self._folder.run,
             instance.Instance(
@@ -208,9 +241,10 @@ class Supervisor:
                 pid=os.getpid(),
                 start_time=me.start_time,
                 boot_id=me.boot_id,
-                mode=settings.proxy_mode,
-                address=address,
-                port=port,
+                mode=served.mode,
+                address=self._address[0],
+                port=served.port,
+                https_port=served.https_port,
                 version=__version__,
                 started_at=self._started_at,
             ),
@@ -236,6 +270,7 @@ class Supervisor:
         self._tasks = [asyncio.create_task(watch) for watch in watches]
 
     async def _end_background(self) -> None:
+        await self._front.end()
         if hasattr(self, "_upkeep"):
             await self._upkeep.end()
         for task in self._tasks:
@@ -269,7 +304,7 @@ class Supervisor:
             await self._trail.drain()
             return {"stored": True}
         if request.op == "chat-key":
-            return {"key": await self._publisher.chat_key(self._memory)}
+            return await self._access()
         if request.op == "stop":
             self._request_stop(0.0 if request.now else None)
             await self._stopped.wait()
@@ -280,6 +315,14 @@ class Supervisor:
             await self._restart(connection)
         raise CommandError(CommandCode.USAGE, f"the proxy knows no operation {request.op!r}; is it of another version?")
 
+    async def _access(self) -> Access:
+        if self._generations.tls is None and self._front.mode != "local-http":
+            raise CommandError(CommandCode.PROXY_NOT_RUNNING, "the proxy is still waiting for its certificate")
+        key = await self._publisher.chat_key(self._memory)
+        leaf = self._front.leaf()
+        url = local_url(self._address, encrypted=leaf is not None)
+        return Access(url, key, *(leaf or (None, None)))
+
     async def _reload(self) -> Handle:
         """New settings, new workers. Raises CommandError; then the workers of before serve on."""
         async with self._changing:
@@ -287,9 +330,9 @@ class Supervisor:
             self._state = "reloading"
             try:
                 settings = (await self._publisher.load_settings()).settings
-                sockets.refuse_another_address(settings, self._address)
+                sockets.refuse_another_address(settings, self._asked)
                 await self._upkeep.refresh()
-                await self._generations.replace(settings)
+                await self._generations.replace(settings, self._front.renewed_for(settings))
                 self._journal.set_level(settings.log_level)
             finally:
                 self._state = "running" if not self._stop_seconds.done() else "stopping"
@@ -314,7 +357,7 @@ class Supervisor:
         async with self._changing:
             self._refuse_while_stopping()
             settings = (await self._publisher.load_settings()).settings
-            sockets.refuse_another_address(settings, self._address)
+            sockets.refuse_another_address(settings, self._asked)
             try:
                 await self._replace_program(settings, connection)
             finally:
@@ -348,17 +391,19 @@ class Supervisor:
         self._journal.resume(self._publisher.resolved.settings.log_level)
         await self._publisher.open()
         self._begin_background()
+        self._front.start()
 
     def _pass_on(self, reply_fd: int) -> SupervisorState:
-        address, port = self._address
         return SupervisorState(
             boot=self._boot,
             instance_id=self._id,
             started_at=self._started_at,
             generation=self._generations.number,
-            address=address,
-            port=port,
+            served=self._asked,
+            mode=self._front.mode,
+            tls=self._front.tls,
             listening_fds=[each.fileno() for each in self._generations.listening],
+            plain_fds=self._front.plain_fds(),
             shared_fd=self._memory.shared_fd,
             keyring_fd=self._memory.keyring_fd,
             buckets_fd=self._memory.buckets_fd,
@@ -400,6 +445,7 @@ class Supervisor:
         log.info("stopping; running requests may take %g s more", seconds)
         await self._generations.stop(seconds)
         await self._end_background()
+        await self._front.close()
         await self._publisher.close()
         self._forget()
         self._stopped.set()
@@ -410,6 +456,7 @@ class Supervisor:
     async def _abandon(self) -> None:
         """Something failed: leave nothing behind."""
         await self._end_background()
+        await self._front.close()
         if hasattr(self, "_generations"):
             await self._generations.stop(0.0)
         if hasattr(self, "_control"):

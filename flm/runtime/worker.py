@@ -70,6 +70,8 @@ class Services(msgspec.Struct, frozen=True):
     audit: Callable[[bytes], bool]
     engine_failed: Callable[[str, str], None]
     key_used: Callable[[str], None]
+    names: tuple[str, ...] = ()
+    hsts: bool = False
 
 
 CreateApp = Callable[[Services], ServedApp]
@@ -97,7 +99,7 @@ class Worker:
         self._going: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
         self._listeners = [
-            Listener(app, fd, header_timeout=boot.header_timeout, connections=boot.connections)
+            Listener(app, fd, header_timeout=boot.header_timeout, connections=boot.connections, tls=boot.tls)
             for fd in boot.listening_fds
         ]
 
@@ -212,7 +214,9 @@ def run(boot: WorkerBoot, create_app: CreateApp) -> None:
         used_keys = UsedKeys(lambda word: _say(voice, word))
         buckets = Buckets.attach(boot.buckets_fd, name_of_boot())
         audit = partial(Rings.attach(boot.rings_fd).push, boot.cell)
-        app = create_app(Services(shared, keyring, buckets, boot.cell, requests.write, audit, reports, used_keys))
+        names, hsts = (boot.tls.names, boot.tls.hsts) if boot.tls else ((), False)
+        services = Services(shared, keyring, buckets, boot.cell, requests.write, audit, reports, used_keys, names, hsts)
+        app = create_app(services)
         _calm_collector()
         uvloop.run(_serve(boot, app, shared, control, voice, used_keys))
     except Exception as error:
@@ -298,6 +302,8 @@ def _create_app(services: Services) -> ServedApp:
             cut=cut_connection,
             engine_failed=services.engine_failed,
             key_used=services.key_used,
+            names=services.names,
+            hsts=services.hsts,
         )
     )
 

@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import msgspec
 
-from flm.config import MAX_ANSWER_BYTES, resolve
+from flm.config import MAX_ANSWER_BYTES, domains, resolve
 from flm.engines.base import UpstreamRequest
 from flm.errors import CommandCode, CommandError, ErrorKind, RequestError
+from flm.runtime.handle import Access
 from flm.services.proxy import ProxyService
 from flm.store.folder import Folder
 from flm.upstream.pool import Pool, Response, Timeouts
@@ -122,11 +123,11 @@ class ChatService:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Pool]:
-        url, key = await self._access()
-        await _must_answer(url)
+        access = await self._access()
+        await _must_answer(access)
         timeouts = Timeouts(CONNECT_SECONDS, ANSWER_SECONDS, ANSWER_SECONDS, 0)
         try:
-            pool = Pool(url, credential=key, idle_seconds=5.0, timeouts=timeouts, max_in_flight=0)
+            pool = _pool(access, access.key, timeouts)
         except ValueError:
             raise CommandError(CommandCode.KEY_NOT_FOUND, "FLM_API_KEY does not hold a key") from None
         try:
@@ -134,15 +135,13 @@ class ChatService:
         finally:
             await pool.close(running=True)
 
-    async def _access(self) -> tuple[str, str]:
-        """(URL, key) of the proxy. Raises PROXY_NOT_RUNNING, KEY_NOT_FOUND."""
+    async def _access(self) -> Access:
+        """Raises PROXY_NOT_RUNNING, KEY_NOT_FOUND."""
         proxy = ProxyService(self._folder)
         try:
             handles = await proxy.status()
-            if handles and handles[0].endpoints.localhost:
-                return handles[0].endpoints.localhost, await proxy.chat_key()
             if handles:
-                return str(handles[0].endpoints.local_network), await proxy.chat_key()
+                return await proxy.access()
         except (CommandError, PermissionError):
             if "FLM_API_KEY" not in self._environment:
                 raise
@@ -154,7 +153,10 @@ class ChatService:
                 "this machine, put a key of it into the environment variable FLM_API_KEY)",
             )
         settings = resolve({}, self._environment).settings
-        return f"http://127.0.0.1:{settings.proxy_port}", key
+        if settings.proxy_mode == "local-http":
+            return Access(f"http://127.0.0.1:{settings.proxy_port}", key)
+        host = (*domains(settings), "localhost")[0]
+        return Access(f"https://{host}:{settings.proxy_https_port}", key)
 
 
 def _question(model: str, prompt: str, *, stream: bool) -> UpstreamRequest:
@@ -192,18 +194,30 @@ async def _exchange(pool: Pool, request: UpstreamRequest) -> AsyncIterator[Respo
         ) from None
 
 
-async def _must_answer(url: str) -> None:
+def _pool(access: Access, key: str | None, timeouts: Timeouts) -> Pool:
+    return Pool(
+        access.url,
+        credential=key,
+        ca=access.ca,
+        server_name=access.server_name,
+        idle_seconds=5.0,
+        timeouts=timeouts,
+        max_in_flight=0,
+    )
+
+
+async def _must_answer(access: Access) -> None:
     """Raises PROXY_NOT_RUNNING where a proxy listens and says nothing: an answer would be waited for without end."""
     timeouts = Timeouts(CONNECT_SECONDS, HEALTH_SECONDS, HEALTH_SECONDS, HEALTH_SECONDS)
-    pool = Pool(url, credential=None, idle_seconds=1.0, timeouts=timeouts, max_in_flight=0)
+    pool = _pool(access, None, timeouts)
     try:
         (await pool.send(UpstreamRequest("/health", b"", "GET", ()))).abort()
     except RequestError as error:
         if error.kind is ErrorKind.ENGINE_TIMEOUT:
             raise CommandError(
                 CommandCode.PROXY_NOT_RUNNING,
-                f"{url} is listened to, and nothing was answered within {HEALTH_SECONDS:g} s; `flm proxy restart` "
-                "starts a proxy anew that hangs, and its log says more",
+                f"{access.url} is listened to, and nothing was answered within {HEALTH_SECONDS:g} s; "
+                "`flm proxy restart` starts a proxy anew that hangs, and its log says more",
             ) from None
     finally:
         await pool.close(running=True)

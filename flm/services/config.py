@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from flm.config import SETTINGS, Effect, Value, parse, resolve, setting
+from flm.config import ANY, SETTINGS, Effect, Value, parse, resolve, setting
 from flm.errors import CommandCode, CommandError
 from flm.policy.closing import parse_openings
 from flm.services.notice import put_in_force
@@ -121,10 +121,13 @@ def _as_stored(key: str, text: str) -> str:
 
 
 def _check_address(text: str) -> None:
+    if text == ANY:
+        return
     try:
         ipaddress.ip_address(text)
     except ValueError:
         raise CommandError(
             CommandCode.CONFIG_INVALID,
-            f"proxy.bind must be an IP address, 127.0.0.1 (this machine only) or 0.0.0.0 (all of IPv4), not {text!r}",
+            "proxy.bind must be an IP address, such as 127.0.0.1 (this machine only) or 0.0.0.0 (all of IPv4), or `*` "
+            f"(all of IPv4 and IPv6), not {text!r}",
         ) from None

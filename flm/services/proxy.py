@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -27,20 +29,22 @@ from flm.runtime import control, instance
 from flm.runtime.boot import WORKER_MODULE, SupervisorBoot, pack
 from flm.runtime.control import Answer, Request
 from flm.runtime.environment import of_supervisor
+from flm.runtime.handle import Access, CertificateLine, url_host
 from flm.runtime.handle import Handle as Handle
-from flm.runtime.handle import url_host
 from flm.runtime.instance import Instance
 from flm.runtime.memory import orphans
 from flm.runtime.succession import MODULE
 from flm.store.folder import Folder, secure_folder
 
-START_SECONDS: Final = 90.0  # workers have 60 s, databases may have to migrate
+START_SECONDS: Final = 120.0  # of silence: workers have 60 s, databases may have to migrate, a CA has 90 s
 CHANGE_SECONDS: Final = 180.0  # pre-flight check, exec and new workers, each with a bound of its own
 RESPONSE_SECONDS: Final = 10.0  # of a supervisor that is alive; longer, and it is taken for hung
 STOP_SECONDS: Final = 90_000.0  # `proxy.stop_timeout_seconds` may be a day, and the supervisor bounds it
 GONE_SECONDS: Final = 10.0  # from a supervisor's last word, or its death, to the last process's end
 _POLL_SECONDS: Final = 0.01
 _REPORT_BYTES: Final = 1_048_576
+
+Step = Callable[[str, str], None]
 
 log = logging.getLogger("flm.proxy")
 
@@ -71,29 +75,37 @@ class ProxyService:
         self._worker_module = worker_module
         self._socket = folder.run / "control.sock"
 
-    async def start(self, flags: Mapping[str, Value] | None = None, *, first_key: bool = True) -> Started:
-        """Start the proxy in the background and return once a request to it succeeds.
+    async def start(
+        self, flags: Mapping[str, Value] | None = None, *, first_key: bool = True, step: Step | None = None
+    ) -> Started:
+        """Start the proxy in the background and return once a request to it succeeds. `step` is told what a start that
+        takes its time is at: a word, and a detail for people.
 
         `flags` are settings for this proxy that win over the database, also after `reload` and `restart`. `first_key`:
         make the key `default` if no key was ever made in this folder. Raises PROXY_ALREADY_RUNNING,
-        PROXY_PORT_IN_USE, PROXY_INVALID_CONFIG, CONFIG_INVALID, or an error of the databases; then nothing is left
-        running.
+        PROXY_PORT_IN_USE, PROXY_INVALID_CONFIG, PROXY_ACME_ERROR, PROXY_CERT_FAILED, CONFIG_INVALID, or an error of the
+        databases; then nothing is left running.
         """
         lock = await self._take_lock()
         try:
-            handle = await self._launch(dict(flags or {}), lock)
+            handle = await self._launch(dict(flags or {}), lock, step or _keep_quiet)
         finally:
             os.close(lock)
         await self._prove(handle)
         return await self._started(handle, first_key=first_key)
 
     async def serve(
-        self, flags: Mapping[str, Value] | None, ready: Callable[[Started], None], *, first_key: bool = True
+        self,
+        flags: Mapping[str, Value] | None,
+        ready: Callable[[Started], None],
+        *,
+        first_key: bool = True,
+        step: Step | None = None,
     ) -> None:
         """Be the proxy in this process until SIGTERM or SIGINT. `ready` is called once a request succeeds.
 
-        Takes over this process's signals and logging; `restart` replaces its program by exec. `flags`, `first_key` and
-        what is raised: as `start`.
+        Takes over this process's signals and logging; `restart` replaces its program by exec. `flags`, `first_key`,
+        `step` and what is raised: as `start`.
         """
         from flm.runtime.supervisor import Supervisor
 
@@ -102,7 +114,7 @@ class ProxyService:
 
         lock = await self._take_lock()
         try:
-            await Supervisor(self._boot(dict(flags or {}), lock, daemon=False)).run(tell)
+            await Supervisor(self._boot(dict(flags or {}), lock, daemon=False)).run(tell, step or _keep_quiet)
         finally:
             os.close(lock)
 
@@ -114,10 +126,12 @@ class ProxyService:
         Raises PROXY_NOT_RUNNING.
         """
         found = await self._settled()
-        if port is not None and port != found.port:
+        ports = [each for each in (found.port, found.https_port) if each]
+        if port is not None and port not in ports:
+            served = " and ".join(map(str, ports))
             raise CommandError(
                 CommandCode.PROXY_NOT_RUNNING,
-                f"the proxy of {self._folder.root} serves port {found.port}, not {port}; nothing was stopped",
+                f"the proxy of {self._folder.root} serves port {served}, not {port}; nothing was stopped",
             )
         killed = await self._trouble(found) is not None
         if killed:
@@ -166,9 +180,10 @@ class ProxyService:
                 raise _cut_off(found) from None
             return []  # it ended meanwhile
 
-    async def chat_key(self) -> str:
-        """A key of the running proxy that lives for minutes. Secret. Raises PROXY_NOT_RUNNING."""
-        return str((await control.ask(self._socket, Request("chat-key"), RESPONSE_SECONDS))["key"])
+    async def access(self) -> Access:
+        """How to reach the running proxy from here, with a key that lives for minutes. Raises PROXY_NOT_RUNNING."""
+        answer = await control.ask(self._socket, Request("chat-key"), RESPONSE_SECONDS)
+        return msgspec.convert(answer, Access)
 
     # --- starting ----------------------------------------------------------------------------------------------
 
@@ -212,7 +227,7 @@ class ProxyService:
             worker_module=self._worker_module,
         )
 
-    async def _launch(self, flags: dict[str, Value], lock: int) -> Handle:
+    async def _launch(self, flags: dict[str, Value], lock: int, step: Step) -> Handle:
         reading, writing = os.pipe()
         with open(reading, "rb", buffering=0) as report:  # noqa: ASYNC230 - a pipe that is open already
             boot = self._boot(flags, lock, daemon=True, report=writing)
@@ -222,7 +237,7 @@ class ProxyService:
             finally:
                 await asyncio.wait([spawning])  # also when cancelled: the thread uses these descriptors
                 os.close(writing)
-            return await self._await_report(report)
+            return await self._await_report(report, step)
 
     def _spawn(self, boot: SupervisorBoot, inherited: tuple[int, ...]) -> None:
         """Start the supervisor. The process started only forks and ends, so that the supervisor is nobody's child."""
@@ -242,22 +257,24 @@ class ProxyService:
         finally:
             os.close(document)
 
-    async def _await_report(self, report: BinaryIO) -> Handle:
-        """The report's two lines: the supervisor's pid, and how the start went."""
+    async def _await_report(self, report: BinaryIO, step: Step) -> Handle:
+        """The report: the supervisor's pid, what it is at if that takes its time, and how the start went."""
         reader = asyncio.StreamReader(limit=_REPORT_BYTES)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), report
         )
         pid: int | None = None
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(START_SECONDS) as limit:
                 pid = (await _read_answer(reader)).data
-                answer = await _read_answer(reader)
+                while (answer := await _read_answer(reader)).step:
+                    limit.reschedule(asyncio.get_running_loop().time() + START_SECONDS)
+                    step(answer.step, answer.message or "")
         except BaseException as error:
             if pid is not None:
                 await self._undo(pid)
             if isinstance(error, TimeoutError):
-                raise _did_not_start(f"it was not ready within {START_SECONDS:g} s") from None
+                raise _did_not_start(f"nothing was heard of it for {START_SECONDS:g} s") from None
             raise
         finally:
             transport.close()
@@ -278,12 +295,7 @@ class ProxyService:
         host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host).strip("[]")  # noqa: S104 - compared with
         try:
             async with asyncio.timeout(RESPONSE_SECONDS):
-                reader, writer = await asyncio.open_connection(host, int(port))
-                try:
-                    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                    status = await reader.readline()
-                finally:
-                    writer.close()
+                status = await _health(host, int(port), handle.certificate)
         except (OSError, TimeoutError) as error:
             status = str(error).encode()
         if not status.startswith((b"HTTP/1.1 200", b"HTTP/1.1 403")):  # 403: the policy shuts this machine out
@@ -354,6 +366,25 @@ class ProxyService:
             )
 
 
+async def _health(host: str, port: int, certificate: CertificateLine | None) -> bytes:
+    """The first line of the answer to /health. Raises OSError, also for another certificate than the proxy's own."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if certificate is not None else None
+    if context is not None:
+        context.check_hostname = False  # allowed unverified-tls: the very certificate is known
+        context.verify_mode = ssl.CERT_NONE  # allowed unverified-tls: idem
+    reader, writer = await asyncio.open_connection(host, port, ssl=context)
+    try:
+        met = writer.get_extra_info("ssl_object")
+        if certificate is not None:
+            fingerprint = hashlib.sha256(met.getpeercert(binary_form=True)).hexdigest()
+            if fingerprint != certificate.fingerprint:
+                raise OSError("another certificate than the proxy's own is served there")
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return await reader.readline()
+    finally:
+        writer.transport.abort()
+
+
 async def _within(seconds: float, condition: Callable[[], bool]) -> bool:
     """Whether a condition, of which nobody is told, came true within this time."""
     loop = asyncio.get_running_loop()
@@ -370,6 +401,10 @@ async def _read_answer(reader: asyncio.StreamReader) -> Answer:
     if not line:
         raise _did_not_start("it ended, or was stopped, before it was ready; its log may say why")
     return msgspec.json.decode(line, type=Answer)
+
+
+def _keep_quiet(_step: str, _detail: str) -> None:
+    """Nobody asked."""
 
 
 def _did_not_start(reason: str) -> CommandError:

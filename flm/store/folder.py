@@ -56,6 +56,11 @@ class Folder(msgspec.Struct, frozen=True):
         return self.root / "run"
 
     @property
+    def certs(self) -> Path:
+        """Certificates with their keys, and accounts at certificate authorities. Not part of a backup."""
+        return self.root / "certs"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -164,6 +164,7 @@ class Pool:
         *,
         credential: str | None,
         ca: str | None = None,
+        server_name: str | None = None,
         idle_seconds: float,
         timeouts: Timeouts,
         max_in_flight: int,
@@ -173,6 +174,7 @@ class Pool:
         self._address: Address = parse_address(url)
         self._writer = RequestWriter(self._address, credential)
         self._ca = ca
+        self._server_name = server_name or self._address.host
         self._idle_seconds = idle_seconds
         self._timeouts = timeouts
         self._max_in_flight = max_in_flight
@@ -295,7 +297,7 @@ class Pool:
                 host,
                 address.port,
                 ssl=secure,
-                server_hostname=address.host if secure else None,
+                server_hostname=self._server_name if secure else None,
             )
             return connection
 

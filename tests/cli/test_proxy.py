@@ -88,7 +88,12 @@ def test_nothing_runs(cli: Cli, verb: str) -> None:
     [
         (["--port", "x"], "CONFIG_INVALID"),
         (["--port", "70000"], "CONFIG_INVALID"),
-        (["--mode", "https-acme"], "CONFIG_INVALID"),
+        (["--mode", "https"], "CONFIG_INVALID"),
+        (["--mode", "https-acme"], "PROXY_INVALID_CONFIG"),
+        (["--mode", "https-acme", "--acme-domain", "*.example.com"], "CONFIG_INVALID"),
+        (["--mode", "https-acme", "--acme-domain", "a.example", "--challenge", "dns-01"], "PROXY_INVALID_CONFIG"),
+        (["--mode", "dev-selfsigned", "--port", "4000", "--https-port", "4000"], "PROXY_INVALID_CONFIG"),
+        (["--fallback", "nothing"], "CONFIG_INVALID"),
         (["--bind", "example.com"], "PROXY_INVALID_CONFIG"),
         (["--nonsense"], "USAGE"),
     ],

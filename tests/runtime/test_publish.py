@@ -398,7 +398,7 @@ def test_a_running_proxy_takes_changes(tmp_path: Path) -> None:
             async with asyncio.timeout(5):
                 while await epoch() == before + 1:
                     await asyncio.sleep(0.01)
-            key = await proxy.service.chat_key()
+            key = (await proxy.service.access()).key
             assert key.startswith("flm_")
 
     run(main)

@@ -21,15 +21,28 @@ ELSEWHERE = {  # read where the scan below does not look, and what holds there
     "proxy.bind": "start",
     "proxy.port": "start",
     "proxy.mode": "start",
+    "proxy.https_port": "start",
+    "proxy.fallback": "start",
+    "proxy.expose_fallback": "start",
+    "tls.min_version": "reload",
+    **{key: "reload" for key in SETTINGS if key.startswith("acme.")},
     "proxy.stop_timeout_seconds": "at once",
     "engine.cache_ttl_seconds": "at once",
+}
+PARTICULAR = {
+    "proxy.bind": "0.0.0.0",
+    "proxy.mode": "dev-selfsigned",
+    "acme.domain": "a.example.com, b.example.org",
+    "acme.email": "ops@example.com",
+    "acme.directory": "https://ca.example/dir",
+    "acme.staging_directory": "https://ca.example/dir",
 }
 GOOD = {"integer": "7", "number": "1.5", "boolean": "false", "text": "a/b.log", "list": "e:GET /x"}
 
 
 def good(spec: Setting) -> str:
-    if spec.key == "proxy.bind":
-        return "0.0.0.0"
+    if spec.key in PARTICULAR:
+        return PARTICULAR[spec.key]
     if spec.kind == "choice":
         return spec.choices[-1]
     if spec.maximum is not None:
@@ -43,13 +56,17 @@ def bad(spec: Setting) -> list[str]:
         "number": ["", "x", "nan", "inf", "true"],
         "boolean": ["", "x", "2"],
         "choice": ["", "x", "LOCAL-HTTP"],
-        "text": ["", "  ", "a\nb", "\x1b[31m"],
+        "text": [*(["", "  "] if spec.default else []), "a\nb", "\x1b[31m", *(["x"] if spec.shape else [])],
         "list": ["x", ",", "a\nb", "\x1b[31m"],
     }[spec.kind]
     if spec.minimum is not None and spec.maximum is not None:
         values += [f"{spec.minimum - 1:.0f}", str(int(spec.maximum) + 1)]
     if spec.key == "proxy.bind":
-        values += ["localhost", "127.0.0.1:80", "999.1.1.1", "fe80::1%/x"]
+        values += ["localhost", "127.0.0.1:80", "999.1.1.1", "fe80::1%/x", "**", "*.*"]
+    if spec.key == "acme.domain":
+        values += ["*.example.com", "192.0.2.1", "localhost", "a..b", "-a.example", "a.example.", "ü.example", "_a.b.c"]
+    if spec.key.endswith("directory"):
+        values += ["http://ca.example/dir", "https://", "ftp://x", "https://a b"]
     return values
 
 

@@ -1,0 +1,404 @@
+"""The keeper of `https-acme`: a certificate of a public authority, got at start and renewed while serving.
+
+Strategy: what is on disk and still good is served at once, and what is due is renewed meanwhile. The first certificate
+of a folder is rehearsed at the CA's staging directory, and so is the first after a failed validation, because the
+production directory counts failures. Each outcome is stored, so that a restart neither forgets a wait that the CA has
+asked for nor begins to count anew. A finished pair is kept even where it cannot be stored, or this machine's clock
+says that it is not valid: another one would be no better.
+
+Knows when to ask which directory, and what to do with the answer. Asking is `issuance`; the arithmetic of time is
+`flm.tls.schedule`; who serves the pair is `front`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from flm.config import Mode, Settings, domains
+from flm.errors import CommandCode, CommandError
+from flm.runtime import issuance
+from flm.runtime.front import Step
+from flm.runtime.handle import CertificateLine
+from flm.runtime.issuance import Refused
+from flm.runtime.loglines import timestamp
+from flm.store import certificates as rows
+from flm.store.certificates import CertificateRow
+from flm.store.database import open_security
+from flm.store.folder import Folder
+from flm.tls import schedule
+from flm.tls.files import folder_of, read_pair, write_atomically
+from flm.tls.pair import Pair, check, covers, moment
+from flm.tls.plain import Site
+from flm.tls.words import Ask
+
+LETS_ENCRYPT: Final = "https://acme-v02.api.letsencrypt.org/directory"
+LETS_ENCRYPT_STAGING: Final = "https://acme-staging-v02.api.letsencrypt.org/directory"
+TRIES_AT_START: Final = 2
+BETWEEN_TRIES_SECONDS: Final = 2.0  # a CA that was busy, a name server that was slow
+LONGEST_WAIT_SECONDS: Final = 86_400.0  # a wait on record that is longer was written under another clock
+WINDOW_SECONDS: Final = 21_600.0  # between two questions for the CA's renewal window (RFC 9773 §4.3.2)
+SHORTEST_WINDOW_SECONDS: Final = 60.0
+_ROW: Final = "acme"
+_HOPELESS: Final = frozenset({"rejected", "local"})  # the same question gets the same answer
+
+log = logging.getLogger("flm.supervisor")
+
+
+class Issue(Protocol):
+    """`issuance.issue`."""
+
+    def __call__(
+        self, ask: Ask, step: Step, publish: Callable[[str, str], None], retract: Callable[[str], None], /
+    ) -> Awaitable[Pair]: ...
+
+
+AskWindow = Callable[[Ask], Awaitable[tuple[float, float, float] | None]]
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """One directory on the way to a certificate. `rehearsal`: what it issues is not served."""
+
+    directory: str
+    rehearsal: bool
+
+
+def way(settings: Settings, *, proven: bool) -> Iterator[Stop]:
+    """The directories to ask, in order. `proven`: the last one is known to work for these names."""
+    production = settings.acme_directory or LETS_ENCRYPT
+    staging = settings.acme_staging_directory or ("" if settings.acme_directory else LETS_ENCRYPT_STAGING)
+    if settings.acme_staging:
+        yield Stop(staging or production, rehearsal=False)
+        return
+    if staging and not proven:
+        yield Stop(staging, rehearsal=True)
+    yield Stop(production, rehearsal=False)
+
+
+class AcmeKeeper:
+    """The certificate of one folder. `clock`: Unix seconds; `sleep` and `chance`: as asyncio's and random's."""
+
+    mode: Mode = "https-acme"
+
+    def __init__(
+        self,
+        folder: Folder,
+        site: Site,
+        *,
+        issue: Issue = issuance.issue,
+        window: AskWindow = issuance.window,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._folder = folder
+        self._site = site
+        self._issue = issue
+        self._window = window
+        self._clock = clock
+        self._sleep = sleep
+        self._chance = chance
+        self._row = CertificateRow(id=_ROW)
+        self._known = False  # whether the row on disk was read
+        self._unsaved = False
+        self.pair: Pair | None = None
+        self.last_error: str | None = None
+
+    # --- at start ----------------------------------------------------------------------------------------------
+
+    async def obtain(self, settings: Settings, step: Step) -> Pair:
+        """Raises PROXY_ACME_ERROR with the last reason, in the CA's own words."""
+        await self._recall()
+        stored = await self._stored(settings)
+        if stored is not None and self._serves(stored, settings):
+            step("certificate", f"the one of before is valid until {moment(stored.not_after)}")
+            self.pair = stored
+            return stored
+        refused = await self._try(settings, step)
+        if refused is None and self.pair is not None:
+            return self.pair
+        if stored is not None and stored.not_after > self._clock() and self._covers_any(stored, settings):
+            log.warning("the certificate of before is served: %s", self.last_error)
+            step("certificate", f"no new one; the one of before is valid until {moment(stored.not_after)}")
+            self.pair = stored
+            return stored
+        raise CommandError(CommandCode.PROXY_ACME_ERROR, self.last_error or "no certificate, and no reason for it")
+
+    async def _try(self, settings: Settings, step: Step) -> Refused | None:
+        """As often as a start tries; the last refusal, None if there is a new pair."""
+        wait = self._wait_asked_for(self._clock())
+        if wait > 0:
+            self.last_error = f"{self._row.last_error}; not before {moment(self._clock() + wait)}"
+            return Refused("rate_limited", self.last_error, wait)
+        refused: Refused | None = None
+        for attempt in range(1, TRIES_AT_START + 1):
+            refused = await self._attempt(settings, step)
+            if refused is None or refused.kind in _HOPELESS or refused.retry_after > BETWEEN_TRIES_SECONDS:
+                break
+            if attempt < TRIES_AT_START:
+                step("again", refused.message)
+                await self._sleep(BETWEEN_TRIES_SECONDS)
+        return refused
+
+    def _wait_asked_for(self, now: float) -> float:
+        """Seconds that the CA has asked to wait, and that are not over."""
+        wait = (self._row.next_attempt_at or 0.0) - now
+        return wait if self._row.wait_asked and 0 < wait <= LONGEST_WAIT_SECONDS else 0.0
+
+    def _serves(self, pair: Pair, settings: Settings) -> bool:
+        """Whether a stored pair can be served without asking anybody first."""
+        fits = all(covers(pair, name) for name in domains(settings))
+        return fits and pair.not_after > self._clock() and self._row.directory in ("", self._directory(settings))
+
+    def _covers_any(self, pair: Pair, settings: Settings) -> bool:
+        return any(covers(pair, name) for name in domains(settings))
+
+    # --- while serving -----------------------------------------------------------------------------------------
+
+    async def look(self, settings: Settings) -> None:
+        """Renew if it is due: a third of the life is left, the CA's window says so, the names have changed, or what is
+        on disk is not what is served."""
+        await self._recall()
+        now = self._clock()
+        await self._ask_for_window(settings, now)
+        reason = await self._reason(settings, now)
+        if reason is None or self._backing_off(now):
+            return
+        log.info("the certificate is renewed: %s", reason)
+        refused = await self._attempt(settings, _log_step)
+        if refused is not None:
+            log.error("the certificate was not renewed: %s", self.last_error)
+
+    async def _reason(self, settings: Settings, now: float) -> str | None:
+        if self.pair is None:
+            return "there is none"
+        if self._unsaved:
+            await self._save(self.pair)
+        elif not await self._is_on_disk(settings, self.pair):
+            return "the one on disk is not the one that is served"
+        missing = [name for name in domains(settings) if not covers(self.pair, name)]
+        if missing:
+            return f"it is not for {', '.join(missing)}"
+        if self._row.directory not in ("", self._directory(settings)):
+            return "another directory is set"
+        return "it is due" if now >= self._due() else None
+
+    def _backing_off(self, now: float) -> bool:
+        wait = (self._row.next_attempt_at or 0.0) - now
+        return 0 < wait <= LONGEST_WAIT_SECONDS
+
+    def _due(self) -> float:
+        """When the pair is to be renewed (Unix seconds): the same for one pair at each call and in each process."""
+        assert self.pair is not None
+        row, pair = self._row, self.pair
+        window = (row.window_start, row.window_end) if row.window_start and row.window_end else None
+        chance = int(pair.fingerprint[:8], 16) / (1 << 32)
+        return schedule.due(pair.not_before, pair.not_after, window, chance)
+
+    async def _ask_for_window(self, settings: Settings, now: float) -> None:
+        """RFC 9773. What cannot be had changes nothing."""
+        row, pair = self._row, self.pair
+        next_time = row.window_next_at or 0.0
+        if pair is None or pair.not_after <= now or not (now >= next_time or next_time > now + LONGEST_WAIT_SECONDS):
+            return
+        ask = msgspec.structs.replace(self._ask(settings, self._directory(settings)), op="window")
+        try:
+            found = await self._window(ask)
+        except Refused as refused:
+            log.warning("the renewal window could not be asked for: %s", refused.message)
+            await self._record(window_next_at=now + WINDOW_SECONDS)
+            return
+        start, end, again = found or (None, None, WINDOW_SECONDS)
+        pause = min(max(again or WINDOW_SECONDS, SHORTEST_WINDOW_SECONDS), LONGEST_WAIT_SECONDS)
+        await self._record(window_start=start, window_end=end, window_next_at=now + pause)
+
+    def pause(self) -> float:
+        now = self._clock()
+        if self.pair is None:
+            return schedule.next_check(now, self._row.next_attempt_at or now)
+        wanted = max(self._due(), self._row.next_attempt_at or 0.0)
+        return schedule.next_check(now, min(wanted, self._row.window_next_at or wanted))
+
+    # --- one attempt -------------------------------------------------------------------------------------------
+
+    async def _attempt(self, settings: Settings, step: Step) -> Refused | None:
+        """Ask every directory on the way; the pair of the last one is `pair` then, else why not is returned."""
+        began = self._clock()
+        proven = bool(self._row.fingerprint) and not self._row.next_on_staging
+        proven = proven and self._row.directory == self._directory(settings)
+        at = Stop(self._directory(settings), rehearsal=False)
+        try:
+            for at in way(settings, proven=proven):
+                step("rehearsal" if at.rehearsal else "order", f"{', '.join(domains(settings))} at {at.directory}")
+                pair = await self._issue(self._ask(settings, at.directory), step, self._publish, self._retract)
+                if not at.rehearsal:
+                    await self._take(pair, at.directory, settings, began)
+        except Refused as refused:
+            await self._note(refused, at, settings, began)
+            return refused
+        return None
+
+    def _directory(self, settings: Settings) -> str:
+        """Whose certificate is served in the end."""
+        *_, last = way(settings, proven=True)
+        return last.directory
+
+    def _ask(self, settings: Settings, directory: str) -> Ask:
+        return Ask(
+            op="issue",
+            directory=directory,
+            ca_bundle=self._path(settings.acme_ca_bundle),
+            names=list(domains(settings)),
+            email=settings.acme_email,
+            profile=settings.acme_profile,
+            eab_kid=settings.acme_eab_kid,
+            eab_key_file=self._path(settings.acme_eab_file),
+            accept_terms=settings.acme_accept_terms,
+            folder=str(self._place(directory)),
+            replaces=self.pair.chain_pem.decode("ascii") if self.pair is not None else "",
+        )
+
+    def _path(self, text: str) -> str:
+        return os.path.join(self._folder.root, os.path.expanduser(text)) if text else ""
+
+    def _place(self, directory: str) -> Path:
+        return self._folder.certs / "acme" / folder_of(directory)
+
+    def _publish(self, token: str, answer: str) -> None:
+        self._site.tokens[token] = answer
+
+    def _retract(self, token: str) -> None:
+        self._site.tokens.pop(token, None)
+
+    async def _take(self, pair: Pair, directory: str, settings: Settings, began: float) -> None:
+        self.pair, self.last_error = pair, None
+        await self._record(
+            directory=directory,
+            domains=pair.domains,
+            issuer=pair.issuer,
+            serial=pair.serial,
+            fingerprint=pair.fingerprint,
+            not_before=pair.not_before,
+            not_after=pair.not_after,
+            trusted=not settings.acme_staging,
+            window_start=None,
+            window_end=None,
+            window_next_at=None,
+            last_attempt_at=began,
+            last_error=None,
+            failures=0,
+            next_attempt_at=None,
+            wait_asked=False,
+            next_on_staging=False,
+        )
+        await self._save(pair)
+        try:
+            check(pair, self._clock())
+        except CommandError as error:  # the CA has just issued it: it is this machine's clock that is wrong
+            await self._keep_in_mind(f"the new certificate does not fit this machine's clock: {error.message}")
+
+    async def _keep_in_mind(self, message: str) -> None:
+        log.error("%s", message)
+        self.last_error = message
+        await self._record(last_error=message, next_attempt_at=self._clock() + WINDOW_SECONDS)
+
+    async def _note(self, refused: Refused, at: Stop, settings: Settings, began: float) -> None:
+        where = "in the rehearsal at" if at.rehearsal else "at"
+        self.last_error = f"no certificate for {', '.join(domains(settings))} {where} {at.directory}: {refused.message}"
+        failures = self._row.failures + 1
+        wait = schedule.backoff(failures, refused.kind, refused.retry_after, self._chance())
+        await self._record(
+            last_attempt_at=began,
+            last_error=self.last_error,
+            failures=failures,
+            next_attempt_at=self._clock() + wait,
+            wait_asked=refused.retry_after > 0,
+            next_on_staging=refused.kind == "validation" or self._row.next_on_staging,
+        )
+
+    # --- what is on disk ---------------------------------------------------------------------------------------
+
+    async def _stored(self, settings: Settings) -> Pair | None:
+        """The pair on disk; one that cannot be read is no pair, and the log says why."""
+        path = self._place(self._directory(settings)) / "current.pem"
+        try:
+            return await asyncio.to_thread(read_pair, path)
+        except CommandError as error:
+            log.error("the stored certificate is not used: %s", error.message)
+            self.last_error = error.message
+            return None
+
+    async def _is_on_disk(self, settings: Settings, pair: Pair) -> bool:
+        stored = await self._stored(settings)
+        return stored is not None and stored.fingerprint == pair.fingerprint
+
+    async def _save(self, pair: Pair) -> None:
+        path = self._place(self._row.directory) / "current.pem"
+        try:
+            await asyncio.to_thread(write_atomically, path, pair.pem)
+            self._unsaved = False
+        except (CommandError, OSError) as error:
+            self._unsaved = True
+            self.last_error = f"the new certificate is served, but cannot be stored: {error}"
+            log.error("%s", self.last_error)
+
+    async def _recall(self) -> None:
+        if self._known:
+            return
+        try:
+            async with await open_security(self._folder) as database:
+                self._row = await rows.read(database, _ROW) or self._row
+            self._known = True
+            self.last_error = self._row.last_error
+        except CommandError as error:
+            log.warning("what is known of the certificate cannot be read now: %s", error.message)
+
+    async def _record(self, **changes: object) -> None:
+        """Change the row. What cannot be written holds in this process all the same."""
+        self._row = msgspec.structs.replace(self._row, **changes)
+        renew_after = self._due() if self.pair is not None else None
+        self._row = msgspec.structs.replace(self._row, renew_after=renew_after, updated_at=self._clock())
+        try:
+            async with await open_security(self._folder) as database, database.transaction() as transaction:
+                await rows.write(transaction, self._row)
+        except CommandError as error:
+            log.warning("what is known of the certificate cannot be written now: %s", error.message)
+
+    def line(self) -> CertificateLine | None:
+        row, pair = self._row, self.pair
+        return CertificateLine(
+            mode=self.mode,
+            domains=list(pair.domains if pair is not None else row.domains),
+            issuer=pair.issuer if pair is not None else None,
+            not_before=timestamp(pair.not_before) if pair is not None else None,
+            not_after=timestamp(pair.not_after) if pair is not None else None,
+            renew_after=timestamp(self._due()) if pair is not None else None,
+            last_attempt_at=timestamp(row.last_attempt_at) if row.last_attempt_at else None,
+            next_attempt_at=timestamp(row.next_attempt_at) if row.next_attempt_at else None,
+            last_error=self.last_error,
+            trusted=pair is not None and row.trusted,
+            fingerprint=pair.fingerprint if pair is not None else None,
+            directory=row.directory or None,
+            hint=None if row.trusted or pair is None else _UNTRUSTED,
+        )
+
+    async def close(self) -> None:
+        """Nothing is under way: whoever awaits `obtain` or `look` has been cancelled."""
+
+
+_UNTRUSTED: Final = (
+    "issued by the staging directory, trusted by nobody; "
+    "`flm config set acme.staging false && flm proxy reload` gets a trusted one"
+)
+
+
+def _log_step(step: str, detail: str) -> None:
+    log.info("certificate, %s: %s", step, detail)
