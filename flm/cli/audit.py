@@ -53,7 +53,7 @@ async def _follow(query: Query, first: int, context: Context) -> None:
 
     import msgspec
 
-    from flm.cli.output import printable
+    from flm.cli.output import harmless, printable
     from flm.services.audit import AuditService
 
     if context.format == "text":
@@ -66,5 +66,5 @@ async def _follow(query: Query, first: int, context: Context) -> None:
             line = "  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
             sys.stdout.write(printable(line).replace("\n", " ") + "\n")
         else:
-            sys.stdout.write(msgspec.json.encode(entry).decode() + "\n")
+            sys.stdout.write(harmless(msgspec.json.encode(entry)) + "\n")
         sys.stdout.flush()

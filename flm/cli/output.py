@@ -1,7 +1,7 @@
 """How a command speaks: the JSON document `{"version":"1.0","data":…}`, or aligned text for people; errors likewise.
 
-Everything goes to stdout, errors too. Control characters in text are escaped, so that a model's name or an
-engine's message cannot steer the terminal. Knows no noun and no service.
+Everything goes to stdout, errors too. Control characters are escaped, in JSON as JSON does it, so that a model's name
+or an engine's message cannot steer the terminal. Knows no noun and no service.
 """
 
 from __future__ import annotations
@@ -57,6 +57,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
+def harmless(document: bytes) -> str:
+    """JSON, the same to whoever parses it, without a control character: JSON itself escapes only those of ASCII."""
+    return "\n".join(map(_escaped, document.decode().split("\n")))
+
+
+def _escaped(line: str) -> str:
+    return line if line.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in line)
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
     """Aligned columns under their names, two spaces apart; `(none)` where there is no row."""
     if not rows:
@@ -103,7 +117,7 @@ def _cell(value: object) -> str:
 
 
 def _write_json(document: object) -> None:
-    _write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+    _write(harmless(msgspec.json.format(msgspec.json.encode(document), indent=2)) + "\n")
 
 
 def _write(text: str) -> None:

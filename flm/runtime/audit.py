@@ -1,12 +1,12 @@
 """From the rings to `audit.db`: the supervisor stores the rows that its workers wrote, and deletes old ones.
 
 Strategy: rows leave their ring only when they are stored, so a supervisor killed at any moment loses none; what it
-stored twice takes one place. Rings of workers that died, and of a proxy that was killed, are emptied like all others.
-A database that is damaged, or was taken away, is replaced by a new one. SQLite does not notice when somebody empties
-the file it has open, or removes its write-ahead log, and goes on storing rows where nobody finds them: so both are
-looked at before each turn, and again before rows leave their ring. A database that cannot be written just now (a full
-disk, a lock) is tried again at each turn, while the rings fill up and then count what they drop. Nothing here ever
-keeps a request waiting, nor a stop for longer than LAST_SECONDS.
+stored twice takes one place. Rings of workers that died, and of a proxy that was killed, are emptied like all others. A
+database that is damaged, or was taken away, is replaced by a new one. SQLite does not notice when somebody empties the
+file it has open, writes something else into it, or removes its write-ahead log, and goes on storing rows where nobody
+finds them: so both are looked at before each turn, and again before rows leave their ring. A database that cannot be
+written just now (a full disk, a lock) is tried again at each turn, while the rings fill up and then count what they
+drop. Nothing here ever keeps a request waiting, nor a stop for longer than LAST_SECONDS.
 
 Knows rows and their database; knows no worker but by the cells in use.
 """
@@ -40,6 +40,7 @@ BATCH: Final = 4096  # rows in one transaction: some ten milliseconds
 RETENTION_SECONDS: Final = 60.0  # between two looks for rows that are too old
 LAST_SECONDS: Final = 5.0  # for the last rows at a stop; what is not stored by then is stored by the next start
 _DAY_MS: Final = 86_400_000
+_MAGIC: Final = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat2.html#the_database_header
 
 _Identity = tuple[int, int]  # of a file: its device and its number there
 
@@ -62,6 +63,7 @@ class AuditTrail:
         self._settings = settings
         self._cells = cells
         self._database: Database | None = None
+        self._file: int | None = None  # open as long as the database: closing it would drop SQLite's locks on the file
         self._identity: _Identity | None = None
         self._log_identity: _Identity | None = None
         self._turn = asyncio.Lock()
@@ -69,6 +71,7 @@ class AuditTrail:
         self._believed = BelievedTime()
         self._since: int | None = None
         self._last_error: str | None = None
+        self._dropped = rings.dropped()
 
     def line(self) -> AuditLine:
         """What `flm proxy status` says of the audit log."""
@@ -99,6 +102,7 @@ class AuditTrail:
                 log.exception("writing the audit log failed")
             else:
                 self._recovered()
+            self._count()
 
     async def end(self) -> None:
         """Store what there is and close the database. Takes LAST_SECONDS, and a wait for a lock, at most."""
@@ -114,6 +118,8 @@ class AuditTrail:
         await self._look()
         if self._database is None:
             self._database = await audit_file.open_for_writing(self._folder)
+            with contextlib.suppress(OSError):  # moved just now: the identity says so
+                self._file = os.open(self._folder.audit, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             self._identity = await asyncio.to_thread(_identity, self._folder)
             self._since = await table.oldest(self._database)  # a read: from here on the write-ahead log is there
             self._log_identity = await asyncio.to_thread(_identity, self._folder, "-wal")
@@ -127,8 +133,8 @@ class AuditTrail:
         path = self._folder.audit
         if await asyncio.to_thread(_identity, self._folder) != self._identity:
             raise CommandError(CommandCode.DB_ERROR, f"{path} was moved or replaced by another program")
-        if await asyncio.to_thread(_is_empty, self._folder):
-            raise _LostError(CommandCode.DB_ERROR, f"{path} was emptied by another program")
+        if self._file is not None and not await asyncio.to_thread(_begins_well, self._file):
+            raise _LostError(CommandCode.DB_ERROR, f"{path} was emptied or overwritten by another program")
         if self._log_identity not in (None, await asyncio.to_thread(_identity, self._folder, "-wal")):
             raise _LostError(CommandCode.DB_ERROR, f"{path}-wal was removed or replaced by another program")
 
@@ -136,6 +142,9 @@ class AuditTrail:
         database, self._database = self._database, None
         if database is not None:
             await database.close()
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
 
     async def _empty(self, database: Database, slot: int) -> int:
         """Store the rows of one ring; how many there were."""
@@ -183,6 +192,12 @@ class AuditTrail:
         except CommandError as failure:
             log.error("%s", failure.message)
 
+    def _count(self) -> None:
+        before, self._dropped = self._dropped, self._rings.dropped()
+        if self._dropped > before:
+            many = self._dropped - before
+            log.warning("%d rows of the audit log were dropped: they came faster than they were stored", many)
+
     def _recovered(self) -> None:
         if self._last_error is not None:
             log.info("the audit log is written again; %d rows were dropped so far", self._rings.dropped())
@@ -199,14 +214,15 @@ def _readable(data: bytes) -> tuple[Any, ...] | None:
 
 def _identity(folder: Folder, suffix: str = "") -> _Identity | None:
     try:
-        found = os.stat(f"{folder.audit}{suffix}")
+        found = os.lstat(f"{folder.audit}{suffix}")  # a link to the very file is none that readers would follow
     except OSError:
         return None
     return found.st_dev, found.st_ino
 
 
-def _is_empty(folder: Folder) -> bool:
+def _begins_well(descriptor: int) -> bool:
+    """Whether an open file begins as every database of SQLite does."""
     try:
-        return os.stat(folder.audit).st_size == 0
+        return os.pread(descriptor, len(_MAGIC), 0) == _MAGIC
     except OSError:
-        return False  # moved: the next look says so
+        return True  # what is wrong with it, SQLite says

@@ -29,6 +29,7 @@ from flm.store.folder import Folder
 USUAL: Final = 100  # rows of a list, unless told otherwise
 MOST: Final = 100_000  # rows of a list: some tens of megabytes
 FOLLOW_SECONDS: Final = 0.5  # between two looks for new rows
+ANEW_SECONDS: Final = 5.0  # for the proxy to set a log aside that somebody has spoilt
 STORE_SECONDS: Final = 10.0  # for the proxy to store what it holds
 _BATCH: Final = 1000
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -104,7 +105,8 @@ class AuditService:
                 if last is None or found != identity:
                     if database is not None:
                         await database.close()
-                    database, identity = await self._open()
+                        database = None
+                    database, identity = await (self._open() if last is None else self._open_anew())
                     if last is not None or database is None:
                         last = 0  # it has just been made, or was set aside and begun anew
                     else:
@@ -132,6 +134,18 @@ class AuditService:
             if before is not None and before == await asyncio.to_thread(_identity, self._folder):
                 return database, before
             await database.close()  # it was replaced meanwhile: which of the two it is cannot be told
+
+    async def _open_anew(self) -> tuple[Database | None, tuple[int, int] | None]:
+        """As `_open`, of a log that was replaced. What cannot be used the proxy sets aside in a moment, so only what is
+        still there after ANEW_SECONDS is an error."""
+        patience = time.monotonic() + ANEW_SECONDS
+        while True:
+            try:
+                return await self._open()
+            except CommandError:
+                if time.monotonic() >= patience:
+                    raise
+            await asyncio.sleep(FOLLOW_SECONDS)
 
     async def _filter(self, query: Query) -> Filter:
         return Filter(
@@ -200,7 +214,7 @@ def _entry(row: Row) -> AuditEntry:
 
 def _identity(folder: Folder) -> tuple[int, int] | None:
     try:
-        found = os.stat(folder.audit)
+        found = os.lstat(folder.audit)
     except OSError:
         return None
     return found.st_dev, found.st_ino

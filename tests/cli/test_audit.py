@@ -62,10 +62,23 @@ def test_what_is_refused(flm: Flm, wrong: tuple[str, ...]) -> None:
 
 
 def test_control_characters_of_a_caller_do_not_steer_the_terminal(flm: Flm, home: Path) -> None:
-    store(home, 1, model="\x1b[2Jm\nn")
+    name = "\x1b[2Jm\nn\x9b2J\u202e\U000e0001\x7fä"
+    store(home, 1, model=name)
     text = flm("security", "audit-logs", "--format", "text").out
-    assert "\x1b" not in text
+    assert text.replace("\n", "").isprintable()
     assert text.count("\n") == 2
+    listed = flm("security", "audit-logs")
+    assert listed.out.replace("\n", "").isprintable()
+    assert [row["model"] for row in listed.data] == [name]
+    child = process("security", "audit-logs", "--follow", "--limit", "1")
+    try:
+        assert child.stdout is not None
+        line = child.stdout.readline().decode()
+        assert line[:-1].isprintable()
+        assert json.loads(line)["model"] == name
+    finally:
+        child.kill()
+        child.communicate()
 
 
 @pytest.mark.parametrize("format_", ["json", "text"])

@@ -158,6 +158,41 @@ def test_following_a_log_that_is_made_taken_away_and_made_anew(folder: Folder, m
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
+def test_following_outlasts_a_file_that_is_about_to_be_set_aside(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flm.services.audit.FOLLOW_SECONDS", 0.01)
+
+    async def main() -> None:
+        refused, open_for_reading = asyncio.Event(), audit_file.open_for_reading
+
+        async def watched(where: Folder) -> Database | None:
+            try:
+                return await open_for_reading(where)
+            except CommandError:
+                refused.set()
+                raise
+
+        monkeypatch.setattr(audit_file, "open_for_reading", watched)
+        await store(folder, row(0))
+        follower = AuditService(folder).follow(Query(), 1)
+        assert (await anext(follower)).request_id == "r0"
+        coming = asyncio.ensure_future(anext(follower))
+        folder.audit.unlink()
+        folder.audit.symlink_to("nowhere")
+        await refused.wait()
+        await audit_file.set_aside(folder, "a test")
+        await store(folder, row(1))
+        assert (await coming).request_id == "r1"
+        monkeypatch.setattr("flm.services.audit.ANEW_SECONDS", 0.0)
+        folder.audit.unlink()
+        folder.audit.symlink_to("nowhere")
+        with pytest.raises(CommandError, match="symbolic link"):
+            await anext(follower)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 def test_following_begins_with_the_last_rows_that_were_asked_for(folder: Folder) -> None:
     async def main() -> None:
         await store(folder, row(0), row(1), row(2))
