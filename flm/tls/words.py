@@ -72,7 +72,7 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True):
     start: float = 0.0
     end: float = 0.0
     retry_after: float = 0.0
-    kind: str = ""
+    kind: Kind | None = None
     message: str = ""
 
 

@@ -46,19 +46,19 @@ def engines_dir() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "flm" / "engines"
 
 
-def _machine() -> str:
+def machine() -> str:
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
 def llama_server_dir() -> Path:
     """Part that holds `bin/llama-server`."""
-    return engines_dir() / f"llama-server-{LLAMA_CPP_PYTHON}-{_machine()}-r{RECIPE}"
+    return engines_dir() / f"llama-server-{LLAMA_CPP_PYTHON}-{machine()}-r{RECIPE}"
 
 
 def ollama_dir(version: str) -> Path:
     """Part that holds `bin/ollama`, and `lib/ollama/llama-server` beside it where that version spawns one."""
     runner = f"-llama{LLAMA_CPP_PYTHON}" if version == OLLAMA_NEW else ""
-    return engines_dir() / f"ollama-{version}{runner}-{_machine()}-r{RECIPE}"
+    return engines_dir() / f"ollama-{version}{runner}-{machine()}-r{RECIPE}"
 
 
 def scripted_dir() -> Path:

