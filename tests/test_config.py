@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flm.config import SETTINGS, Settings, Value, domains, parse, resolve
+from flm.config import SETTINGS, Settings, Value, domains, parse, resolve, setting
 from flm.errors import CommandCode, CommandError
 
 

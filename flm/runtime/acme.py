@@ -161,6 +161,10 @@ class AcmeKeeper:
     def _covers_any(self, pair: Pair, settings: Settings) -> bool:
         return any(covers(pair, name) for name in domains(settings))
 
+    async def resume(self, pair: Pair) -> None:
+        self.pair = pair
+        await self._recall()
+
     # --- while serving -----------------------------------------------------------------------------------------
 
     async def look(self, settings: Settings) -> None:

@@ -50,6 +50,10 @@ class Keeper(Protocol):
         """The pair to start with, however long that takes; `step` is told what happens. Raises CommandError."""
         ...
 
+    async def resume(self, pair: Pair) -> None:
+        """Go on with a pair that is served already. Never raises CommandError."""
+        ...
+
     async def look(self, settings: Settings) -> None:
         """Renew what is due. Never raises CommandError: what went wrong is `last_error`."""
         ...
@@ -94,6 +98,8 @@ class Front:
             return sockets.open_for(settings)
         if settings.proxy_mode == "https-acme" and not domains(settings):
             raise CommandError(CommandCode.PROXY_INVALID_CONFIG, _NO_DOMAIN)
+        if settings.proxy_https_port == settings.proxy_port:
+            raise CommandError(CommandCode.PROXY_INVALID_CONFIG, _SAME_PORT)
         self._plain_sockets = sockets.open_listening(settings.proxy_bind, settings.proxy_port, 1, PLAIN_SEND_SECONDS)
         try:
             return sockets.open_for(settings)
@@ -115,17 +121,18 @@ class Front:
             return await self._fall_back(settings, keeper, error, step)
         return None
 
-    def adopt(self, settings: Settings, mode: Mode, tls: Tls | None, plain: list[socket.socket]) -> None:
+    async def adopt(self, settings: Settings, mode: Mode, tls: Tls | None, plain: list[socket.socket]) -> None:
         """Go on where the former image of this process left."""
         self._settings, self.mode, self._plain_sockets = settings, mode, plain
         if tls is None:
             return
         from flm.tls.pair import read
 
-        self._begin(settings)
-        if mode != settings.proxy_mode:
-            self._spare = self._keeper_of(mode, self._open_site(settings))
         self.tls, self._served = tls, read(tls.pem)
+        keeper = self._begin(settings)
+        if mode != settings.proxy_mode:
+            keeper = self._spare = self._keeper_of(mode, self._open_site(settings))
+        await keeper.resume(self._served)
 
     def _begin(self, settings: Settings) -> Keeper:
         self._keeper = self._keeper_of(settings.proxy_mode, self._open_site(settings))

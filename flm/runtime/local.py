@@ -17,7 +17,8 @@ from flm.runtime.front import Step
 from flm.runtime.handle import CertificateLine
 from flm.runtime.loglines import timestamp
 from flm.store.folder import Folder
-from flm.tls.local import LocalAuthority, local_names
+from flm.tls.interfaces import local_names
+from flm.tls.local import LocalAuthority
 from flm.tls.pair import Pair
 
 LOOK_SECONDS: Final = 30.0  # how soon an address that this machine has got is in the certificate
@@ -41,6 +42,9 @@ class LocalKeeper:
         pair = self.pair = await asyncio.to_thread(self._leaf)
         step("certificate", f"of FLM's own local root, for {', '.join(pair.domains)}")
         return pair
+
+    async def resume(self, pair: Pair) -> None:
+        self.pair = pair
 
     async def look(self, settings: Settings) -> None:
         try:

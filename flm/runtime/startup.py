@@ -94,6 +94,9 @@ def _begin(boot: SupervisorBoot, report: _Report) -> int:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         failure = CommandError(CommandCode.IO_ERROR, f"the system refused: {error.strerror or error}{where}")
+    except Exception as error:
+        log.exception("the supervisor cannot go on")
+        failure = CommandError(CommandCode.IO_ERROR, f"unexpected {type(error).__name__}: {error}")
     report.failure(failure)
     return failure.exit_code
 

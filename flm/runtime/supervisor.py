@@ -182,7 +182,7 @@ class Supervisor:
         self._publisher.policy = published.policy if published else None
         self._generations = self._new_generations(listening, state.life_fds)
         self._generations.adopt(state.workers, state.generation, settings, state.tls)
-        self._front.adopt(settings, state.mode, state.tls, plain)
+        await self._front.adopt(settings, state.mode, state.tls, plain)
         self._generations.warm.adopt(state.warm)
         self._handle_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, succession.HANDLED)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
@@ -37,7 +38,9 @@ class Running:
 
     def __init__(self, folder: Folder, flags: Mapping[str, Value], worker_module: str = TINY) -> None:
         self.folder = folder
-        self.port = int(flags["proxy.port"])
+        self.plain_port = self.port = int(flags["proxy.port"])
+        if flags.get("proxy.mode", "local-http") != "local-http":
+            self.port = int(flags["proxy.https_port"])
         self.flags = dict(flags)
         self.service = ProxyService(folder, worker_module=worker_module)
 
@@ -48,6 +51,10 @@ class Running:
         (handle,) = await self.service.status()
         return handle
 
+    def trusting(self) -> ssl.SSLContext:
+        """A client's settings that trust the local root of this proxy's folder, and nobody else."""
+        return ssl.create_default_context(cafile=str(self.folder.certs / "local-root.crt"))
+
     def log(self) -> str:
         path = self.folder.logs / "flm.log"
         return path.read_text(encoding="utf-8") if path.exists() else ""
@@ -55,7 +62,11 @@ class Running:
 
 def prepare(root: Path, worker_module: str = TINY, **flags: Value) -> Running:
     """A proxy that is not started yet; `flags` are settings with `__` for the dot."""
-    chosen: dict[str, Value] = {"proxy.port": free_port(), **{key.replace("__", "."): v for key, v in flags.items()}}
+    chosen: dict[str, Value] = {
+        "proxy.port": free_port(),
+        "proxy.https_port": free_port(),
+        **{key.replace("__", "."): v for key, v in flags.items()},
+    }
     return Running(locate({"FLM_HOME": str(root / "home")}), chosen, worker_module)
 
 
@@ -100,10 +111,10 @@ async def until(condition: Callable[[], bool], seconds: float) -> float:
     return loop.time() - began
 
 
-async def get(port: int, path: str = "/echo", seconds: float = 10.0) -> bytes:
+async def get(port: int, path: str = "/echo", seconds: float = 10.0, tls: ssl.SSLContext | None = None) -> bytes:
     """The whole answer to one request on a connection of its own."""
     async with asyncio.timeout(seconds):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
         try:
             writer.write(REQUEST % (path.encode(), CLOSE))
             return await reader.read()
@@ -114,8 +125,9 @@ async def get(port: int, path: str = "/echo", seconds: float = 10.0) -> bytes:
 class Load:
     """Clients of one port, and what happened to their requests: `ok`, or how it went wrong."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = port
+        self.tls = tls
         self.seen: Counter[str] = Counter()
         self._stopping = asyncio.Event()
         self._clients: list[asyncio.Task[None]] = []
@@ -134,7 +146,7 @@ class Load:
     async def _fresh(self) -> None:
         while not self._stopping.is_set():
             try:
-                answer = await get(self.port)
+                answer = await get(self.port, tls=self.tls)
                 self.seen[
                     "fresh ok" if answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"}") else "fresh bad"
                 ] += 1
@@ -145,7 +157,7 @@ class Load:
         connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         while not self._stopping.is_set():
             try:
-                connection = connection or await asyncio.open_connection("127.0.0.1", self.port)
+                connection = connection or await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls)
                 reader, writer = connection
                 async with asyncio.timeout(10):
                     writer.write(REQUEST % (b"/echo", b""))
@@ -166,7 +178,7 @@ class Load:
     async def _streams(self, events: int) -> None:
         while not self._stopping.is_set():
             try:
-                answer = await get(self.port, f"/stream/{events}", seconds=60)
+                answer = await get(self.port, f"/stream/{events}", seconds=60, tls=self.tls)
                 whole = answer.count(b"data: ") == events + 1 and b"[DONE]" in answer and answer.endswith(b"0\r\n\r\n")
                 self.seen["stream ok" if whole else "stream cut"] += 1
             except (OSError, TimeoutError) as error:
