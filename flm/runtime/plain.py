@@ -65,6 +65,7 @@ class PlainListener:
         self._accepting = False
         self._closing = False
         self._budget = ACCEPTS_A_TICK
+        self._ceiling = math.inf
         self._short_until = -math.inf
         self._warned_at = -math.inf
         self._ticking: asyncio.TimerHandle | None = None
@@ -81,7 +82,6 @@ class PlainListener:
         self._loop = asyncio.get_running_loop()
         self._nobody = asyncio.Event()
         self._nobody.set()
-        self._ceiling = _descriptors_allowed()
         for each in self._sockets:
             each.setblocking(False)
         self._resume_accepting()
@@ -104,6 +104,7 @@ class PlainListener:
     def _resume_accepting(self) -> None:
         if not self._accepting and not self._closing:
             self._accepting = True
+            self._ceiling = _descriptors_allowed()
             for each in self._sockets:
                 self._loop.add_reader(each, self._accept, each)
 
@@ -159,7 +160,7 @@ class PlainListener:
         talk = _Talk(connection, PlainConnection(self._site), self._clock())
         self._talks[talk] = None
         self._nobody.clear()
-        self._loop.add_reader(connection, self._read, talk)
+        self._loop.add_reader(talk.number, self._read, talk)
         self._keep_ticking()
 
     def _read(self, talk: _Talk) -> None:
@@ -186,17 +187,17 @@ class PlainListener:
         """Wait for what the connection waits for. Reading rests until the next tick: one byte after the other would
         cost the loop a turn each."""
         if talk.unsent:
-            self._loop.remove_reader(talk.socket)
-            self._loop.add_writer(talk.socket, self._write, talk)
+            self._loop.remove_reader(talk.number)
+            self._loop.add_writer(talk.number, self._write, talk)
         else:
-            self._loop.remove_writer(talk.socket)
-            self._loop.remove_reader(talk.socket)
+            self._loop.remove_writer(talk.number)
+            self._loop.remove_reader(talk.number)
             talk.resting = True
 
     def _end(self, talk: _Talk) -> None:
         del self._talks[talk]
-        self._loop.remove_reader(talk.socket)
-        self._loop.remove_writer(talk.socket)
+        self._loop.remove_reader(talk.number)
+        self._loop.remove_writer(talk.number)
         talk.socket.close()
         if not self._talks:
             self._nobody.set()
@@ -215,7 +216,7 @@ class PlainListener:
                 self._end(talk)
             elif talk.resting:
                 talk.resting = False
-                self._loop.add_reader(talk.socket, self._read, talk)
+                self._loop.add_reader(talk.number, self._read, talk)
         self._budget = ACCEPTS_A_TICK
         if now >= self._short_until:
             self._resume_accepting()
@@ -234,6 +235,7 @@ class _Talk:
 
     def __init__(self, connection: socket.socket, http: PlainConnection, now: float) -> None:
         self.socket = connection
+        self.number = connection.fileno()  # a loop that is given a socket makes a text of it again and again
         self.began_at = now
         self.until = now + CONNECTION_SECONDS
         self.unsent = b""
