@@ -124,7 +124,7 @@ class Keyring:
 
     @staticmethod
     def create(fd: int, capacity: int) -> Keyring:
-        """Lay out a table for up to `capacity` keys (1 to 1048576; 512 bytes of disk for each, rounded up to a power
+        """Lay out a table for up to `capacity` keys (1 to 1048576; 384 bytes of disk for each, rounded up to a power
         of two) in the empty file behind `fd`, opened for reading and writing, and be its writer.
 
         The disk space is taken at once. ValueError if the capacity is out of bounds; NativeError if the file is not
@@ -175,7 +175,7 @@ class Keyring:
 
         None for every other cause: malformed, unknown, wrong secret, revoked, expired (from `expires_at_ms` on). A
         wrong checksum costs no hash; everything else costs one HMAC and one comparison in constant time, also an
-        unknown id. NativeError only if this object was not made by `attach`, and so has no pepper.
+        unknown id, and reads the same memory whether there is such a key or not. NativeError only if this object was not made by `attach`, and so has no pepper.
         """
 
 @final

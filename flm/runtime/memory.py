@@ -33,7 +33,7 @@ _POLL_SECONDS: Final = 0.02
 BUCKETS: Final = "buckets"  # the file's name in the runtime folder
 RINGS: Final = "audit"  # likewise
 RING_BYTES: Final = 1 << 19  # some 2,800 rows: a second of the fastest worker; on disk for the cells in use only
-FEWEST_KEYS: Final = 16_384  # 8 MiB of disk; a table has room for several times the keys there are
+FEWEST_KEYS: Final = 16_384  # 6 MiB of disk; a table has room for several times the keys there are
 
 log = logging.getLogger("flm.supervisor")
 

@@ -10,6 +10,7 @@
 //! * [`ring`]: the rings through which workers hand rows to the supervisor.
 //! * [`spsc`]: how a row crosses one ring, without a lock, and is never torn.
 //! * [`latch`]: how one writer replaces a value that other processes are reading, without a lock.
+//! * [`moves`]: how a reader finds what the writer moves meanwhile, without a lock.
 //! * [`mapping`]: a file mapped into memory as 64-bit atomics, and the header that names its layout.
 //! * [`siphash`]: the keyed hash of a number.
 //! * [`values`]: how many values a JSON text holds, without parsing it.
@@ -25,9 +26,10 @@ pub mod charge;
 pub mod error;
 pub mod gcra;
 pub mod latch;
+pub mod moves;
 pub mod spsc;
 
-// The model checker (cfg(loom)) looks at the latch, at charging and at a ring: its atomics are not memory that can be mapped.
+// The model checker (cfg(loom)) looks at the latch, at moves, at charging and at a ring: its atomics are not memory that can be mapped.
 #[cfg(not(loom))]
 pub mod bucket;
 #[cfg(not(loom))]
@@ -51,4 +53,4 @@ pub mod values;
 
 /// Version of the layout of all files (keyring, shared memory, buckets, rings). Raised by every change to what a byte in them
 /// means; a file of another version is refused, and the supervisor makes a new one.
-pub const LAYOUT_VERSION: u64 = 2;
+pub const LAYOUT_VERSION: u64 = 3;

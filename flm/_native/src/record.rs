@@ -1,17 +1,24 @@
-//! What the keyring knows of one key, and how that is laid out in words. It does not know entries, versions or chains.
+//! What the keyring knows of one key, and how that is laid out in words. It does not know rooms, versions or buckets.
 //!
-//! Words of a record: tag, id (8 bytes, 4 bytes), slot, expiry, salt (2), digest (4), scopes. A tag of 0 is no record,
-//! so that a new file of zeros is an empty table.
+//! Words of a record: id (8 bytes), the rest of the id (4 bytes) and slot, scopes and tag, expiry, salt (2), digest (4). A
+//! tag of 0 is no record, so that a new file of zeros is an empty table.
+
+use subtle::{Choice, ConstantTimeEq};
 
 use crate::keyformat::{Id, DIGEST_LEN, SALT_LEN};
 use crate::mapping::WORD;
 
 /// Words of a record.
-pub const RECORD_WORDS: usize = 12;
-/// Tag of an entry without a key.
-pub const EMPTY: u64 = 0;
-const LIVE: u64 = 1;
-const REVOKED: u64 = 2;
+pub const RECORD_WORDS: usize = 10;
+/// A record as words.
+pub type Words = [u64; RECORD_WORDS];
+/// The words of no record.
+pub const NONE: Words = [0; RECORD_WORDS];
+const TAG: usize = 2;
+const SALT: usize = 4;
+const LIVE: u64 = 1 << 32;
+const REVOKED: u64 = 2 << 32;
+const TAGS: u64 = LIVE | REVOKED;
 
 /// What the table knows of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +39,7 @@ pub struct Record {
     pub scopes: u32,
 }
 
-/// What an entry without a key reads as, but for its tag: it accepts nothing, and its check takes as long as any other.
+/// What no record reads as: it accepts nothing, and its check takes as long as any other.
 pub const DUMMY: Record = Record {
     id: [0; 12],
     slot: 0,
@@ -52,45 +59,53 @@ pub fn split(id: &Id) -> (u64, u32) {
     )
 }
 
-/// The inverse of `split`.
-pub fn join(low: u64, high: u32) -> Id {
+/// Whose record these words are; `None`: of nobody.
+pub fn id_of(words: &Words) -> Option<Id> {
     let mut id = [0; 12];
-    id[..8].copy_from_slice(&low.to_le_bytes());
-    id[8..].copy_from_slice(&high.to_le_bytes());
-    id
+    id[..8].copy_from_slice(&words[0].to_le_bytes());
+    id[8..].copy_from_slice(&(words[1] as u32).to_le_bytes());
+    (words[TAG] & TAGS != 0).then_some(id)
+}
+
+/// Whether these words are the record of the id that was split into `low` and `high`, without a branch.
+pub fn is_of(words: &Words, low: u64, high: u32) -> Choice {
+    let differs = (words[0] ^ low) | u64::from(words[1] as u32 ^ high);
+    differs.ct_eq(&0) & !(words[TAG] & TAGS).ct_eq(&0)
 }
 
 /// A record as words.
-pub fn pack(record: &Record) -> [u64; RECORD_WORDS] {
+pub fn pack(record: &Record) -> Words {
     let (low, high) = split(&record.id);
-    let mut words = [0; RECORD_WORDS];
-    words[0] = if record.revoked { REVOKED } else { LIVE };
-    words[1..5].copy_from_slice(&[low, u64::from(high), u64::from(record.slot), record.expires_at_ms]);
-    for (word, bytes) in words[5..11]
+    let mut words = NONE;
+    words[0] = low;
+    words[1] = u64::from(record.slot) << 32 | u64::from(high);
+    words[TAG] = u64::from(record.scopes) | if record.revoked { REVOKED } else { LIVE };
+    words[3] = record.expires_at_ms;
+    for (word, bytes) in words[SALT..]
         .iter_mut()
         .zip(record.salt.chunks_exact(WORD).chain(record.digest.chunks_exact(WORD)))
     {
         *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
     }
-    words[11] = u64::from(record.scopes);
     words
 }
 
-/// Words as a record.
-pub fn unpack(words: &[u64; RECORD_WORDS]) -> Record {
+/// Words as a record; those of none as `DUMMY`.
+pub fn unpack(words: &Words) -> Record {
     let mut record = Record {
-        id: join(words[1], words[2] as u32),
-        slot: words[3] as u32,
-        expires_at_ms: words[4],
-        revoked: words[0] != LIVE,
-        scopes: words[11] as u32,
+        slot: (words[1] >> 32) as u32,
+        expires_at_ms: words[3],
+        revoked: words[TAG] & TAGS != LIVE,
+        scopes: words[TAG] as u32,
         ..DUMMY
     };
+    record.id[..8].copy_from_slice(&words[0].to_le_bytes());
+    record.id[8..].copy_from_slice(&(words[1] as u32).to_le_bytes());
     for (bytes, word) in record
         .salt
         .chunks_exact_mut(WORD)
         .chain(record.digest.chunks_exact_mut(WORD))
-        .zip(&words[5..11])
+        .zip(&words[SALT..])
     {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
@@ -119,6 +134,22 @@ mod tests {
             ..record
         };
         assert_eq!(unpack(&pack(&live)), live);
-        assert_ne!(pack(&DUMMY)[0], EMPTY);
+        assert_eq!(
+            (unpack(&NONE), id_of(&NONE), id_of(&pack(&live))),
+            (DUMMY, None, Some(live.id))
+        );
+    }
+
+    #[test]
+    fn a_record_is_of_its_id_alone() {
+        let (low, high) = split(b"abcdefghijkl");
+        let words = pack(&Record {
+            id: *b"abcdefghijkl",
+            ..DUMMY
+        });
+        let is = |words, low, high| bool::from(is_of(words, low, high));
+        assert!(is(&words, low, high));
+        assert!(!is(&words, low ^ 1, high) && !is(&words, low, high ^ 1 << 31));
+        assert!(!is(&NONE, 0, 0) && is(&pack(&DUMMY), 0, 0));
     }
 }
