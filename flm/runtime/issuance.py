@@ -33,6 +33,7 @@ from flm.tls.words import LONGEST_LINE, Ask, Heard, Said
 __all__ = ["Refused", "issue", "window"]
 
 MARGIN_SECONDS: Final = 3.0  # beyond the child's own deadline, until it is killed
+_LEAVE_SECONDS: Final = 2.0  # from the last word to the end of the child, until it is killed
 _COMPLAINT_BYTES: Final = 16_384  # of what a broken child writes on stderr; the rest is read and dropped
 _SHOWN_CHARACTERS: Final = 4_000
 
@@ -114,16 +115,16 @@ async def _run(ask: Ask, listener: _Listener) -> Said:
         with theirs:
             child = await _start(theirs)
         complaints = asyncio.create_task(_read_complaints(child))
+        leaving = False
         try:
             async with asyncio.timeout(ask.seconds + MARGIN_SECONDS):
                 said = await _converse(ours, ask, listener)
+            leaving = True
         except TimeoutError:
             raise too_late(ask.seconds, listener.step) from None
         finally:
             listener.close()
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            code, complaint = await asyncio.shield(asyncio.gather(child.wait(), complaints))
+            code, complaint = await asyncio.shield(asyncio.gather(_end(child, leaving), complaints))
     if complaint:
         log.error("the attempt to get a certificate wrote: %s", complaint)
     if said is None:
@@ -160,6 +161,7 @@ async def _converse(ours: socket.socket, ask: Ask, listener: _Listener) -> Said 
         while line := await reader.readline():
             said = _said.decode(line)
             if said.event not in ("step", "publish", "retract"):
+                await _take_leave(reader, writer, said)
                 return said
             if (heard := listener.hear(said)) is not None:
                 writer.write(msgspec.json.encode(heard) + b"\n")
@@ -168,6 +170,26 @@ async def _converse(ours: socket.socket, ask: Ask, listener: _Listener) -> Said 
     finally:
         writer.transport.abort()
     return None
+
+
+async def _end(child: asyncio.subprocess.Process, leaving: bool) -> int:
+    """The exit code of a child that is gone: by itself if it is `leaving`, or killed."""
+    if leaving:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                return await child.wait()
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+    return await child.wait()
+
+
+async def _take_leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: Said) -> None:
+    """Tell the child that its pair has arrived, and let it end by itself."""
+    if said.event == "issued":
+        writer.write(msgspec.json.encode(Heard(True)) + b"\n")
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LEAVE_SECONDS):
+            await reader.read()
 
 
 async def _read_complaints(child: asyncio.subprocess.Process) -> str:

@@ -13,11 +13,13 @@ import socket
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from flm.errors import CommandError
+from flm.tls import order
 from flm.tls.deadline import Deadline
 from flm.tls.issuer import issue
 from flm.tls.network import Network
@@ -51,6 +53,10 @@ class Line:
         self.say(Said("retract", token=token))
         self._confirmed("take back the answer to a challenge")
 
+    def taken(self) -> bool:
+        """Whether the last word has arrived."""
+        return self._answer().ok
+
     def say(self, said: Said) -> None:
         try:
             self._socket.sendall(msgspec.json.encode(said) + b"\n")
@@ -58,12 +64,15 @@ class Line:
             os._exit(_HANGUP)
 
     def _confirmed(self, what: str) -> None:
-        try:
-            heard = self._heard.get(timeout=_LOST_SECONDS)
-        except queue.Empty:
-            heard = Heard(False, "it did not answer")
+        heard = self._answer()
         if not heard.ok:
             raise Refused("local", f"the proxy could not {what}: {heard.message}")
+
+    def _answer(self) -> Heard:
+        try:
+            return self._heard.get(timeout=_LOST_SECONDS)
+        except queue.Empty:
+            return Heard(False, "it did not answer")
 
     def _listen(self) -> None:
         try:
@@ -92,6 +101,8 @@ def main() -> None:
         message = f"FLM itself failed ({type(error).__name__}); please report it with what the log says"
         outcome = Said("refused", kind="local", message=message)
     line.say(outcome)
+    if outcome.event == "issued" and line.taken():
+        order.forget(Path(line.ask.folder))
 
 
 def _attempt(line: Line) -> Said:

@@ -256,14 +256,13 @@ class _Issuance:
         now = time.time()
         if not got.not_before <= now <= got.not_after:
             when = "is not valid yet" if now < got.not_before else "has expired"
-            raise Refused(
-                "local",
-                f"the new certificate {when} by the clock here: it is valid from {pair.moment(got.not_before)} to "
-                f"{pair.moment(got.not_after)}, and the clock says {pair.moment(now)}; set the clock right. The "
-                "certificate is not lost: the next attempt fetches it again",
+            self._caller.step(
+                "clock",
+                f"the new certificate {when} by the clock here, which says {pair.moment(now)}, and is valid from "
+                f"{pair.moment(got.not_before)} to {pair.moment(got.not_after)}; set the clock right",
             )
         try:
-            pair.check(got, now, self._ask.names)
+            pair.check(got, min(max(now, got.not_before), got.not_after), self._ask.names)
         except CommandError as error:
             raise _bad_chain(error) from None
         return got

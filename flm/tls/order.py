@@ -2,14 +2,14 @@
 
 Strategy: an attempt that is killed leaves an order that the CA still has, and perhaps a certificate that was issued
 and never fetched. The next attempt finds it here and goes on with it, so nothing is asked for, validated or issued
-twice. The file stays when the certificate is there, since whoever keeps it may be killed too; one that is used up is
-left alone by its age and by what it is to replace (`issuer`), and the next order takes its place.
+twice. It is forgotten when whoever asked has the certificate.
 
 Blocking. Asks no CA.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Final
 
@@ -54,5 +54,6 @@ def write(folder: Path, pending: Pending) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Begin anew next time."""
-    (folder / FILE).unlink(missing_ok=True)
+    """Begin anew next time. One that cannot be removed is recognised by its certificate (`issuer`)."""
+    with contextlib.suppress(OSError):
+        (folder / FILE).unlink()

@@ -2,7 +2,7 @@
 
 The supervisor starts a child (`attempt`) for each attempt and writes one `Ask`. The child answers with `Said`, one a
 line: `step` as often as it likes; `publish` and `retract`, each of which waits for a `Heard`; and at the end one of
-`issued`, `window` and `refused`.
+`issued`, which waits for a `Heard` too and then forgets the order, `window` and `refused`.
 
 Knows the shapes and their bounds; opens nothing. No account key, certificate key of a pending order or key of an
 external account binding is ever among these words; the key of the finished pair is, in `issued`.
@@ -77,7 +77,7 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Heard(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The supervisor's answer to `publish` and `retract`; `message` says why not."""
+    """The supervisor's answer to `publish`, `retract` and `issued`; `message` says why not."""
 
     ok: bool
     message: str = ""
