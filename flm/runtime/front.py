@@ -20,7 +20,7 @@ from flm.config import HTTP_PORT, Mode, Settings, domains
 from flm.errors import CommandCode, CommandError
 from flm.runtime import sockets
 from flm.runtime.boot import Served, Tls
-from flm.runtime.handle import CertificateLine
+from flm.runtime.handle import Access, CertificateLine, local_url
 
 if TYPE_CHECKING:
     from flm.runtime.plain import PlainListener
@@ -227,12 +227,14 @@ class Front:
                 return keeper.line()
         return None
 
-    def leaf(self) -> tuple[str, str] | None:
-        """The certificate that is served (PEM) and a name it is for; None without HTTPS."""
+    def access(self, address: tuple[str, int], key: str) -> Access:
+        """How this machine reaches sockets bound to `address` with `key`."""
+        url = local_url(address, encrypted=self._served is not None)
         if self._served is None:
-            return None
+            return Access(url, key)
         end = b"-----END CERTIFICATE-----\n"
-        return (self._served.chain_pem.partition(end)[0] + end).decode("ascii"), self._served.domains[0]
+        leaf = (self._served.chain_pem.partition(end)[0] + end).decode("ascii")
+        return Access(url, key, leaf, self._served.domains[0])
 
     def error(self) -> str | None:
         """What went wrong last, while it is not mended."""

@@ -20,6 +20,10 @@ from typing import Final
 
 import msgspec
 
+from flm import __version__
+from flm.errors import CommandCode, CommandError
+from flm.runtime.boot import Served
+
 ACQUIRE_SECONDS: Final = 2.0  # a `status` holds the lock for microseconds, a `start` for longer: see `acquire`
 _POLL_SECONDS: Final = 0.01
 # To look at a file of ours: were it a FIFO, opening it would otherwise wait for its other end for ever.
@@ -147,6 +151,36 @@ def boot_id() -> str:
 def _lives(instance: Instance) -> bool:
     identity = identify(instance.pid)
     return identity == ProcessIdentity(instance.start_time, instance.boot_id)
+
+
+def announce(run: Path, instance_id: str, served: Served, address: str, started_at: str) -> None:
+    """Write the record of this process as the proxy of a folder. Raises IO_ERROR, OSError."""
+    me = identify(os.getpid())
+    if me is None:
+        raise CommandError(CommandCode.IO_ERROR, "the system does not say when this process was started")
+    record = Instance(
+        id=instance_id,
+        pid=os.getpid(),
+        start_time=me.start_time,
+        boot_id=me.boot_id,
+        mode=served.mode,
+        address=address,
+        port=served.port,
+        https_port=served.https_port,
+        version=__version__,
+        started_at=started_at,
+    )
+    write(run, record)
+
+
+def forget(run: Path, lock: int) -> None:
+    """Remove what a proxy leaves in its folder that nobody needs afterwards, if the folder is still its own."""
+    if not holds(run, lock):
+        return  # what is there now, if anything, is another proxy's
+    remove(run)
+    for name in ("control.sock", "shared", "keyring"):
+        with contextlib.suppress(OSError):
+            (run / name).unlink()
 
 
 def _recorded_process_lives(run: Path) -> bool:

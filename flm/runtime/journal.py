@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from flm.config import Settings
 from flm.errors import CommandCode, CommandError
-from flm.runtime.logfile import LogDrain, Sink
+from flm.runtime.logfile import LogDrain, RotatedFile, Sink, Terminal
 from flm.runtime.loglines import LogLines, install
 from flm.store.folder import secure_folder
 
@@ -29,6 +30,11 @@ def prepare_folder(folder: Path, root: Path) -> None:
             CommandCode.PROXY_INVALID_CONFIG,
             f"log.file says {folder}, which is no folder that can be written to; make it, or set another log.file",
         )
+
+
+def open_journal(path: Path | None, settings: Settings) -> Journal:
+    """A journal that writes to a file at `path`, rotated as `settings` say, or to the terminal (None)."""
+    return Journal(Terminal() if path is None else RotatedFile(path, settings.log_max_bytes, settings.log_keep))
 
 
 class Journal:

@@ -60,7 +60,7 @@ def refuse_another_address(settings: Settings, served: Served) -> None:
     if asked != served:
         raise CommandError(
             CommandCode.PROXY_INVALID_CONFIG,
-            f"mode, address and ports cannot change while the proxy runs: it serves {served}, and the settings"
+            f"the address cannot change while the proxy runs, nor its mode: it serves {served}, and the settings"
             f" say {asked}; set them back, or `flm proxy stop` and `start`",
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from datetime import datetime
+from pathlib import Path
 
 from flm import __version__
 from flm._native import ERRORS, IN_FLIGHT, LOG_DROPPED, REQUESTS
@@ -27,7 +28,7 @@ def describe(
     engines: tuple[Engine, ...],
     last_error: str | None,
     audit: AuditLine,
-    log_file: str | None,
+    log_file: Path | None,
 ) -> Handle:
     """The handle at this moment. `address`: what the workers' sockets are bound to."""
     serving = generations.serving
@@ -54,7 +55,7 @@ def describe(
         in_flight=total(generations, IN_FLIGHT),
         requests=total(generations, REQUESTS),
         errors=total(generations, ERRORS),
-        log_file=log_file,
+        log_file=str(log_file) if log_file else None,
         log_lines_dropped=total(generations, LOG_DROPPED),
         acme_domain=", ".join(names) or None,
         certificate=front.line(),

@@ -17,12 +17,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
-from flm import __version__
 from flm.config import Settings
 from flm.errors import CommandCode, CommandError
 from flm.runtime import control, crash, instance, keepers, preflight, sockets, succession
@@ -31,14 +30,15 @@ from flm.runtime.boot import Served, SupervisorBoot, SupervisorState, Tls
 from flm.runtime.control import ControlServer, Request
 from flm.runtime.front import Front, Step, served_by
 from flm.runtime.generations import Generations
-from flm.runtime.handle import Access, Handle, local_url
-from flm.runtime.journal import Journal, prepare_folder
+from flm.runtime.handle import Access, Handle
+from flm.runtime.journal import Journal, open_journal, prepare_folder
 from flm.runtime.lastuse import LastUses
-from flm.runtime.logfile import RotatedFile, Sink, Terminal
+from flm.runtime.logfile import Terminal
 from flm.runtime.loglines import timestamp
 from flm.runtime.memory import Memory, wait_for_orphans
 from flm.runtime.publish import Publisher
 from flm.runtime.status import describe
+from flm.runtime.stopping import Stopping
 from flm.runtime.upkeep import Upkeep
 from flm.store.folder import Folder, secure_folder
 
@@ -72,8 +72,7 @@ class Supervisor:
         self._control: ControlServer
         self._control_socket: socket.socket
         self._tasks: list[asyncio.Task[None]] = []
-        self._stop_seconds: asyncio.Future[float]
-        self._stopped = asyncio.Event()
+        self._stopping: Stopping
         self._changing = asyncio.Lock()
         self._succession = asyncio.Lock()
         self._state = "starting"
@@ -87,17 +86,16 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         crash.prepare()
         crash.watch(loop)
-        self._stop_seconds = loop.create_future()
+        self._stopping = Stopping()
         try:
             if self._resumed is None:
                 await self._start(step)
             else:
                 await self._resume(self._resumed)
-            if not self._stop_seconds.done():
+            if not self._stopping.asked:
                 self._state = "running"
                 await ready(self.handle())
-            seconds = await self._stop_seconds
-            await self._stop(seconds)
+            await self._stop(await self._stopping.wait())
         except BaseException:
             await self._abandon()
             raise
@@ -118,7 +116,7 @@ class Supervisor:
             engines=self._publisher.engines,
             last_error=self._publisher.last_error or self._front.error(),
             audit=self._trail.line(),
-            log_file=str(self._log_path(settings)) if self._boot.daemon else None,
+            log_file=self._log_path(settings),
         )
 
     async def _start(self, step: Step) -> None:
@@ -126,9 +124,10 @@ class Supervisor:
             await asyncio.to_thread(secure_folder, folder)
         await self._publisher.open()
         settings = (await self._publisher.load_settings()).settings
-        if self._boot.daemon:
-            await asyncio.to_thread(prepare_folder, self._log_path(settings).parent, self._folder.root)
-        self._open_journal(settings).begin(settings.log_level)
+        if path := self._log_path(settings):
+            await asyncio.to_thread(prepare_folder, path.parent, self._folder.root)
+        self._journal = open_journal(self._log_path(settings), settings)
+        self._journal.begin(settings.log_level)
         if self._boot.daemon:
             os.dup2(self._journal.own[1], 2)  # what is not logged properly, such as a crash, is logged all the same
         await asyncio.to_thread(wait_for_orphans, self._folder.run)
@@ -145,8 +144,8 @@ class Supervisor:
         warning = sockets.descriptor_warning(sockets.raise_descriptor_limit(), settings.proxy_max_in_flight)
         if warning:
             log.warning("%s", warning)
-        await self._unless_stopped(self._serve_first(settings, step))
-        await self._unless_stopped(self._upkeep.first_round())
+        await self._stopping.unless(self._serve_first(settings, step))
+        await self._stopping.unless(self._upkeep.first_round())
 
     async def _serve_first(self, settings: Settings, step: Step) -> None:
         """A certificate, if there is to be one, and then the workers. Raises CommandError."""
@@ -161,7 +160,7 @@ class Supervisor:
     async def _swap(self, tls: Tls, drain_seconds: float) -> None:
         """Serve with another certificate. Raises CommandError; then the workers of before serve on."""
         async with self._changing:
-            self._refuse_while_stopping()
+            self._stopping.refuse()
             settings = self._publisher.resolved.settings
             await self._generations.replace(settings, tls, drain_seconds=drain_seconds)
 
@@ -170,7 +169,8 @@ class Supervisor:
         adopted = Memory.adopt(state.shared_fd, state.keyring_fd, state.buckets_fd, state.rings_fd)
         published = adopted.published() if adopted else None
         settings = published.settings if published else Settings()  # until the databases are open
-        self._open_journal(settings).adopt(state.own_log_fds, state.log_fds, settings.log_level)
+        self._journal = open_journal(self._log_path(settings), settings)
+        self._journal.adopt(state.own_log_fds, state.log_fds, settings.log_level)
         listening, plain = (
             [socket.socket(fileno=descriptor) for descriptor in descriptors]
             for descriptors in (state.listening_fds, state.plain_fds)
@@ -230,24 +230,8 @@ class Supervisor:
         return generations
 
     def _write_record(self, settings: Settings) -> None:
-        me = instance.identify(os.getpid())
-        if me is None:
-            raise CommandError(CommandCode.IO_ERROR, "the system does not say when this process was started")
-        served = served_by(settings, self._front)
-        instance.write(
-            self._folder.run,
-            instance.Instance(
-                id=self._id,
-                pid=os.getpid(),
-                start_time=me.start_time,
-                boot_id=me.boot_id,
-                mode=served.mode,
-                address=self._address[0],
-                port=served.port,
-                https_port=served.https_port,
-                version=__version__,
-                started_at=self._started_at,
-            ),
+        instance.announce(
+            self._folder.run, self._id, served_by(settings, self._front), self._address[0], self._started_at
         )
 
     def _handle_signals(self) -> None:
@@ -291,7 +275,7 @@ class Supervisor:
 
     def _check_lock(self) -> None:
         """Without its lock a proxy cannot be found, and another may start on the same databases: end in order."""
-        if not self._stop_seconds.done() and not instance.holds(self._folder.run, self._boot.lock_fd):
+        if not self._stopping.asked and not instance.holds(self._folder.run, self._boot.lock_fd):
             log.error("%s was removed under the running proxy, which therefore stops", self._folder.run)
             self._request_stop(None)
 
@@ -307,7 +291,7 @@ class Supervisor:
             return await self._access()
         if request.op == "stop":
             self._request_stop(0.0 if request.now else None)
-            await self._stopped.wait()
+            await self._stopping.over.wait()
             return {"stopped": True}
         if request.op == "reload":
             return await self._reload()
@@ -316,17 +300,14 @@ class Supervisor:
         raise CommandError(CommandCode.USAGE, f"the proxy knows no operation {request.op!r}; is it of another version?")
 
     async def _access(self) -> Access:
-        if self._generations.tls is None and self._front.mode != "local-http":
+        if self._front.tls is None and self._front.mode != "local-http":
             raise CommandError(CommandCode.PROXY_NOT_RUNNING, "the proxy is still waiting for its certificate")
-        key = await self._publisher.chat_key(self._memory)
-        leaf = self._front.leaf()
-        url = local_url(self._address, encrypted=leaf is not None)
-        return Access(url, key, *(leaf or (None, None)))
+        return self._front.access(self._address, await self._publisher.chat_key(self._memory))
 
     async def _reload(self) -> Handle:
         """New settings, new workers. Raises CommandError; then the workers of before serve on."""
         async with self._changing:
-            self._refuse_while_stopping()
+            self._stopping.refuse()
             self._state = "reloading"
             try:
                 settings = (await self._publisher.load_settings()).settings
@@ -335,7 +316,7 @@ class Supervisor:
                 await self._generations.replace(settings, self._front.renewed_for(settings))
                 self._journal.set_level(settings.log_level)
             finally:
-                self._state = "running" if not self._stop_seconds.done() else "stopping"
+                self._state = "stopping" if self._stopping.asked else "running"
             return self.handle()
 
     def _reload_on_signal(self) -> None:
@@ -348,14 +329,10 @@ class Supervisor:
 
         self._tasks = [task for task in self._tasks if not task.done()] + [asyncio.create_task(reload())]
 
-    def _refuse_while_stopping(self) -> None:
-        if self._stop_seconds.done():
-            raise CommandError(CommandCode.PROXY_NOT_RUNNING, "the proxy is stopping")
-
     async def _restart(self, connection: socket.socket) -> NoReturn:
         """Become the code that is installed now. Returns only if that fails, by raising CommandError."""
         async with self._changing:
-            self._refuse_while_stopping()
+            self._stopping.refuse()
             settings = (await self._publisher.load_settings()).settings
             sockets.refuse_another_address(settings, self._asked)
             try:
@@ -365,9 +342,9 @@ class Supervisor:
 
     async def _replace_program(self, settings: Settings, connection: socket.socket) -> NoReturn:
         await preflight.check(self._boot, self._generations.warm.prepare(settings.proxy_workers))
-        self._refuse_while_stopping()
+        self._stopping.refuse()
         async with self._succession, self._generations.at_rest():
-            self._refuse_while_stopping()
+            self._stopping.refuse()
             log.info("restarting in place")
             await self._end_background()
             await self._control.pause(but=asyncio.current_task(), grace=SETTLE_SECONDS)
@@ -377,7 +354,7 @@ class Supervisor:
                 with succession.signals_held():
                     for _ in range(3):  # a signal that came just before is handled by the loop's next rounds
                         await asyncio.sleep(0)
-                    self._refuse_while_stopping()
+                    self._stopping.refuse()
                     succession.become(self._pass_on(connection.fileno()))
             except (OSError, CommandError) as error:
                 await self._go_on()
@@ -420,21 +397,10 @@ class Supervisor:
 
     def _request_stop(self, seconds: float | None) -> None:
         """Stop; a second request while stopping, or zero seconds, no longer waits for streams."""
-        if not self._stop_seconds.done():
-            limit = self._publisher.resolved.settings.proxy_stop_timeout_seconds
-            self._stop_seconds.set_result(limit if seconds is None else seconds)
-        elif seconds == 0:
+        if self._stopping.asked and seconds == 0:
             self._generations.hurry()
-
-    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work`, but not when a stop comes first: then let go of it, and return."""
-        task = asyncio.ensure_future(work)
-        waiting: list[asyncio.Future[Any]] = [task, self._stop_seconds]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        limit = self._publisher.resolved.settings.proxy_stop_timeout_seconds
+        self._stopping.ask(limit if seconds is None else seconds)
 
     async def _stop(self, seconds: float) -> None:
         self._state = "stopping"
@@ -447,8 +413,8 @@ class Supervisor:
         await self._end_background()
         await self._front.close()
         await self._publisher.close()
-        self._forget()
-        self._stopped.set()
+        instance.forget(self._folder.run, self._boot.lock_fd)
+        self._stopping.over.set()
         await self._control.pause(grace=SETTLE_SECONDS)
         self._control_socket.close()
         log.info("stopped")
@@ -464,22 +430,8 @@ class Supervisor:
             self._control_socket.close()
         with contextlib.suppress(CommandError):
             await self._publisher.close()
-        self._forget()
+        instance.forget(self._folder.run, self._boot.lock_fd)
 
-    def _forget(self) -> None:
-        if not instance.holds(self._folder.run, self._boot.lock_fd):
-            return  # what is there now, if anything, is another proxy's
-        instance.remove(self._folder.run)
-        for name in ("control.sock", "shared", "keyring"):
-            with contextlib.suppress(OSError):
-                (self._folder.run / name).unlink()
-
-    def _open_journal(self, settings: Settings) -> Journal:
-        sink: Sink = Terminal()
-        if self._boot.daemon:
-            sink = RotatedFile(self._log_path(settings), settings.log_max_bytes, settings.log_keep)
-        self._journal = Journal(sink)
-        return self._journal
-
-    def _log_path(self, settings: Settings) -> Path:
-        return self._folder.root / settings.log_file
+    def _log_path(self, settings: Settings) -> Path | None:
+        """None: the terminal."""
+        return self._folder.root / settings.log_file if self._boot.daemon else None
