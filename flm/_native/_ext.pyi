@@ -175,7 +175,8 @@ class Keyring:
 
         None for every other cause: malformed, unknown, wrong secret, revoked, expired (from `expires_at_ms` on). A
         wrong checksum costs no hash; everything else costs one HMAC and one comparison in constant time, also an
-        unknown id, and reads the same memory whether there is such a key or not. NativeError only if this object was not made by `attach`, and so has no pepper.
+        unknown id, and reads the same memory whether there is such a key or not. NativeError only if this object was
+        not made by `attach`, and so has no pepper.
         """
 
 @final

@@ -47,7 +47,7 @@ Plant = Callable[[Keyring, dict[str, list[Issued]]], Ring]
 
 @dataclass(frozen=True)
 class Size:
-    """How many keyrings, of how many keys: `pool` of each kind, those that are there beside `others`, which are valid."""
+    """How many keyrings, and how many keys of each there are: `pool` of each kind, and `others`, which are valid."""
 
     rings: int
     capacity: int
