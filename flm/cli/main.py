@@ -31,6 +31,7 @@ NOUNS = {
     "proxy": ("flm.cli.proxy", "start, stop and look after the proxy"),
     "config": ("flm.cli.config", "settings"),
     "api-keys": ("flm.cli.api_keys", "the keys that clients send"),
+    "certs": ("flm.cli.certs", "the local root of dev-selfsigned: hand it out, trust it, replace it"),
     "security": ("flm.cli.security", "who gets in, and how much"),
     "chat": ("flm.cli.chat", "ask a model through the running proxy"),
     "check": ("flm.cli.check", "integrity of all databases"),

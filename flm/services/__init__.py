@@ -1,6 +1,6 @@
 """What a person can do with FLM, as importable async calls: `ConfigService`, `SecurityService`, `EngineService`,
-`ModelService`, `ProxyService`, `ChatService`, `CheckService`, `BackupService`, `AuditService`. The CLI only parses,
-calls these and prints.
+`ModelService`, `ProxyService`, `CertsService`, `ChatService`, `CheckService`, `BackupService`, `AuditService`. The CLI
+only parses, calls these and prints.
 
     folder = locate_folder()
     key = await SecurityService(folder).create_key("laptop")
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flm.services.audit import AuditService as AuditService
     from flm.services.backup import BackupService as BackupService
+    from flm.services.certs import CertsService as CertsService
     from flm.services.chat import ChatService as ChatService
     from flm.services.check import CheckService as CheckService
     from flm.services.config import ConfigService as ConfigService
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AuditService": "flm.services.audit",
     "BackupService": "flm.services.backup",
+    "CertsService": "flm.services.certs",
     "ChatService": "flm.services.chat",
     "CheckService": "flm.services.check",
     "ConfigService": "flm.services.config",

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NoReturn
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -58,6 +59,15 @@ _REPLACE: Final = (
 )
 
 log = logging.getLogger("flm.tls")
+
+
+class Replaced(msgspec.Struct, frozen=True):
+    """A new root. `former`: the file with the one before and its key; `former_public`: with its certificate alone, if
+    it could be read. None where there was none."""
+
+    root: Pair
+    former: Path | None
+    former_public: Path | None
 
 
 class LocalAuthority:
@@ -105,20 +115,33 @@ class LocalAuthority:
             log.info("a new certificate of the local root for %s, until %s", ", ".join(allowed), moment(made.not_after))
             return made
 
-    def replace(self, now: float) -> tuple[Pair, Path | None]:
-        """Make a new root in the place of the one there, whatever that is; and where that is now, None if there was
-        none. Raises IO_ERROR, and PROXY_CERT_FAILED if the clock cannot be right."""
+    def replace(self, now: float) -> Replaced:
+        """Make a new root in the place of the one there, whatever that is, and keep that under another name.
+
+        Raises IO_ERROR, and PROXY_CERT_FAILED if the clock cannot be right.
+        """
         _check_clock(now)
         with locked(self._folder):
-            path = self._folder / ROOT_FILE
-            former: Path | None = None
-            if os.path.lexists(path):
-                former = path.with_name(f"root.replaced-{secrets.token_hex(4)}.pem")
-                try:
-                    os.rename(path, former)
-                except OSError as error:
-                    raise CommandError(CommandCode.IO_ERROR, f"{path} cannot be moved: {error.strerror}") from None
-            return self._root(now), former
+            former = self._move_away()
+            public = former.with_suffix(".crt") if former else None
+            try:
+                old = read_pair(former) if former else None
+            except CommandError:
+                old = None
+            if old is not None and public is not None:
+                write_atomically(public, old.chain_pem)
+            return Replaced(self._root(now), former, public if old else None)
+
+    def _move_away(self) -> Path | None:
+        path = self._folder / ROOT_FILE
+        if not os.path.lexists(path):
+            return None
+        former = path.with_name(f"root.replaced-{secrets.token_hex(4)}.pem")
+        try:
+            os.rename(path, former)
+        except OSError as error:
+            raise CommandError(CommandCode.IO_ERROR, f"{path} cannot be moved: {error.strerror or error}") from None
+        return former
 
     def public_pem(self) -> bytes:
         """The root's certificate, without its key, whatever its dates. Raises PROXY_CERT_FAILED if there is no root,

@@ -202,10 +202,16 @@ class TestRoot:
             content = path.read_bytes()
         elif content is not None:
             write_atomically(path, content)
-        new, former = ours.replace(NOW)
+        old = path.read_bytes() if content else b""
+        made = ours.replace(NOW)
+        new, former = made.root, made.former
         assert ours.root(NOW) == new
         assert ours.public_pem() == ours.public_file.read_bytes() == new.chain_pem
         assert (former.read_bytes() if former else None) == content
+        assert (made.former_public is not None) == old.startswith(b"-----")
+        if made.former_public is not None:
+            assert made.former_public.read_bytes() in old
+            assert b"PRIVATE" not in made.former_public.read_bytes()
         assert former is None or (former.parent == path.parent and stat.S_IMODE(former.stat().st_mode) == 0o600)
         certificate(ours.leaf(["localhost"], NOW)).verify_directly_issued_by(certificate(new))
 
