@@ -55,10 +55,12 @@ def read_root(pem: bytes) -> Root:
         constraints = None
     if constraints is None or not names:
         raise ValueError("not the certificate of a local root")
+    # What macOS and Windows call it by; nobody is convinced with it.
+    sha1 = certificate.fingerprint(hashes.SHA1())  # noqa: S303 # nosec B303
     return Root(
         name=str(names[0].value),
         fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
-        sha1=certificate.fingerprint(hashes.SHA1()).hex().upper(),  # noqa: S303 # nosec B303 - what macOS and Windows call it by
+        sha1=sha1.hex().upper(),
         not_before=certificate.not_valid_before_utc.timestamp(),
         not_after=certificate.not_valid_after_utc.timestamp(),
         vouches_for=tuple(str(each.value) for each in constraints.permitted_subtrees or ()),
