@@ -198,7 +198,8 @@ def _installed(store: str, name: str, target: str, quoted: str, add: str, refres
         "commands",
         (f"sudo install -m 644 {quoted} {target}", f"sudo {add}"),
         (f"sudo rm {target}", f"sudo {refresh}"),
-        "heeded by curl, wget, git, Go and the system's Python; browsers, Node and Java have their own",
+        "heeded by curl, wget, git, Go, the system's Python, and mostly by its Java (below stands what that means); "
+        "browsers and Node have their own",
     )
 
 
