@@ -217,7 +217,8 @@ class App:
             self._see_off(exchange)
             exchange.end()
             self._admitted.discard(exchange)  # what is read off behind an answer takes nobody's room
-            await _finish_body(exchange)
+            if not await _finish_body(exchange):
+                self._cut_soon(exchange)
         finally:
             exchange.end()
             self._running.discard(exchange)
@@ -318,7 +319,10 @@ class App:
     def _see_off(self, exchange: Exchange) -> None:
         """Cut the connection behind the answer to a body that was not read to its end, if the server does not."""
         if exchange.closing and exchange.body_begun and exchange.body_unread:
-            exchange.loop.call_later(LINGER_SECONDS, self._context.cut, exchange.scope["client"])
+            self._cut_soon(exchange)
+
+    def _cut_soon(self, exchange: Exchange) -> None:
+        exchange.loop.call_later(LINGER_SECONDS, self._context.cut, exchange.scope["client"])
 
     def _view(self) -> View:
         """The world at this moment; taken anew when the epoch has moved."""
@@ -360,11 +364,13 @@ def _exchange(scope: Scope, receive: Receive, send: Send) -> Exchange:
     return Exchange(scope, receive, send, request_id, record)
 
 
-async def _finish_body(exchange: Exchange) -> None:
-    """Throw away the small rest of a body that was not needed, so that the connection can be used again."""
+async def _finish_body(exchange: Exchange) -> bool:
+    """Throw away the small rest of a body that was not needed, so that the connection can be used again. False if there
+    was no end of it."""
     head = exchange.head
     if head is not None and exchange.body_unread and head.has_body and is_drainable(exchange, head):
-        await drain(exchange)
+        return await drain(exchange)
+    return True
 
 
 def _mark(record: Record, error_type: str) -> None:

@@ -140,15 +140,17 @@ def is_drainable(exchange: Exchange, head: Head) -> bool:
     return head.length is None or head.length <= DRAIN_BYTES
 
 
-async def drain(exchange: Exchange) -> None:
-    """Throw away what is left of a small body after the answer; the server closes the connection if it was more."""
+async def drain(exchange: Exchange) -> bool:
+    """Throw away what is left of a small body after the answer. Whether that was all: else the connection is no more of
+    use."""
     left = DRAIN_BYTES
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
             while left > 0:
                 message = await exchange.receive()
                 if message["type"] != "http.request" or not message.get("more_body", False):
-                    return
+                    return True
                 left -= len(message.get("body", b""))
     except TimeoutError:
-        return
+        pass
+    return False
