@@ -41,6 +41,8 @@ UNRELATED = bytearray(1 << 23)
 """More than the nearer caches hold. Reading it drives out what writing the keyring left there: a writer is another
 process, which wrote long ago."""
 KINDS = ("unknown id", "wrong secret", "revoked", "expired", "no longer there", "unknown id too")
+UNKNOWN = ("unknown id", "unknown id too")
+VALID = "valid"
 Times = dict[str, list[int]]
 Plant = Callable[[Keyring, dict[str, list[Issued]]], Ring]
 
@@ -60,21 +62,24 @@ MANY = Size(rings=4, capacity=16_384, pool=2500, others=2500)
 at_both_sizes = pytest.mark.parametrize("size", [FEW, MANY], ids=["few keys", "10,000 keys"])
 
 
-def keyring_with(keys: dict[str, list[Issued]], size: Size) -> Keyring:
+def issued(size: Size, chance: random.Random) -> list[tuple[str, Issued]]:
+    """Keys and their kinds, in no order: what is made in a row lies together, and the last is longest in a cache."""
+    kinds = [*KINDS] * size.pool + [VALID] * size.others
+    chance.shuffle(kinds)
+    return [(kind, issue()) for kind in kinds]
+
+
+def keyring_with(keys: list[tuple[str, Issued]], size: Size) -> Keyring:
     with tempfile.TemporaryFile() as file:
         writer = Keyring.create(file.fileno(), size.capacity)
-        for _ in range(size.others):
-            issue().upsert(writer)
-        for key in keys["wrong secret"]:
-            Issued(key.plain, key.id, key.salt, issue().digest).upsert(writer)
-        for key in keys["revoked"]:
-            key.upsert(writer, revoked=True)
-        for key in keys["expired"]:
-            key.upsert(writer, expires_at_ms=NOW)
-        for key in keys["no longer there"]:
-            key.upsert(writer)
-        for key in keys["no longer there"]:
-            writer.remove(key.id)
+        for kind, key in keys:
+            if kind == "wrong secret":
+                Issued(key.plain, key.id, key.salt, issue().digest).upsert(writer)
+            elif kind not in UNKNOWN:
+                key.upsert(writer, revoked=kind == "revoked", expires_at_ms=NOW if kind == "expired" else 0)
+        for kind, key in keys:
+            if kind == "no longer there":
+                writer.remove(key.id)
         return Keyring.attach(file.fileno(), PEPPER)
 
 
@@ -95,15 +100,17 @@ def measure(plant: Plant, size: Size) -> Times:
     chance = random.Random(5)
     with without_collector():
         for _ in range(size.rings):
-            keys = {kind: [issue() for _ in range(size.pool)] for kind in KINDS}
-            headers = {kind: [b"Bearer " + key.plain for key in keys[kind]] for kind in KINDS}
-            ring = plant(keyring_with(keys, size), keys)
+            made = issued(size, chance)
+            keys = {kind: [key for its, key in made if its == kind] for kind in KINDS}
+            ring = plant(keyring_with(made, size), keys)
             assert UNRELATED.count(1) == 0  # reads it all
-            for _ in range(TRIES // size.rings):
-                chance.shuffle(turns)
+            for turn in range(TRIES // size.rings):
+                if turn % len(KINDS) == 0:
+                    chance.shuffle(turns)
+                turns.append(turns.pop(0))  # the first of a turn takes longer: each kind is as often the first
                 which = chance.randrange(size.pool)
                 for kind in turns:
-                    times[kind].append(refusal(headers[kind][which], ring))
+                    times[kind].append(refusal(b"Bearer " + keys[kind][which].plain, ring))
     return times
 
 
