@@ -103,6 +103,16 @@ _SECURITY_3: Final[Migration] = (
         id, slot, label, scopes, salt, digest, expires_at, revoked_at, models, engines ON api_keys {_BUMP}""",
 )
 
+# What is known of a certificate: nothing that a request needs, so no change of it is watched.
+_SECURITY_4: Final[Migration] = (
+    """CREATE TABLE certificates (
+        id TEXT PRIMARY KEY, directory TEXT NOT NULL, domains TEXT NOT NULL,
+        issuer TEXT, serial TEXT, fingerprint TEXT, not_before REAL, not_after REAL, trusted INTEGER NOT NULL,
+        renew_after REAL, window_start REAL, window_end REAL, window_next_at REAL,
+        last_attempt_at REAL, last_error TEXT, failures INTEGER NOT NULL, next_attempt_at REAL,
+        wait_asked INTEGER NOT NULL, next_on_staging INTEGER NOT NULL, updated_at REAL) WITHOUT ROWID""",
+)
+
 CONFIG: Final = Schema(
     name="config",
     application_id=0x464C4D43,  # "FLMC"
@@ -113,8 +123,8 @@ CONFIG: Final = Schema(
 SECURITY: Final = Schema(
     name="security",
     application_id=0x464C4D53,  # "FLMS"
-    migrations=(_SECURITY_1, _SECURITY_2, _SECURITY_3),
-    tables=frozenset({"generation", "api_keys", "engine_credentials", "security_policies"}),
+    migrations=(_SECURITY_1, _SECURITY_2, _SECURITY_3, _SECURITY_4),
+    tables=frozenset({"generation", "api_keys", "engine_credentials", "security_policies", "certificates"}),
     synchronous="FULL",
 )
 SCHEMAS: Final = (CONFIG, SECURITY)
