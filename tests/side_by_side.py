@@ -1,4 +1,4 @@
-"""All tests that need no real engine, in two processes: most of their time is waiting for processes and clocks.
+"""All tests that need no real engine and no real CA, in two processes: most of their time is waiting.
 
 One runs the folders of BESIDE, of which only CPU time or a few child processes is asked, the other everything else, so
 that a new folder is in by itself. The second one's output is shown as it comes, the first one's when both have ended.
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+APART = ("acme", "real")  # each has a target of its own, since it needs programs that are built first
 BESIDE = ("engines", "wire", "structure", "demo", "clients")
 _NO_TESTS = 5  # pytest's exit code where a choice (-k) leaves nothing
 
@@ -21,12 +22,17 @@ def commands(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The two commands: the folders beside, and all the others."""
     pytest = [sys.executable, "-m", "pytest", *arguments]
     folders = [f"tests/{name}" for name in BESIDE]
-    return [*pytest, *folders], [*pytest, "tests", "--ignore=tests/real", *(f"--ignore={each}" for each in folders)]
+    ignored = [f"--ignore=tests/{name}" for name in (*APART, *BESIDE)]
+    return [*pytest, *folders], [*pytest, "tests", *ignored]
 
 
 def main(arguments: list[str]) -> int:
     """Run both; 0 if both passed, or the first exit code that says otherwise."""
-    beside, others = commands(arguments)
+    return run(*commands(arguments))
+
+
+def run(beside: list[str], others: list[str]) -> int:
+    """Run two commands of pytest at the same time; 0 if both passed, or the first exit code that says otherwise."""
     with tempfile.TemporaryFile() as output:
         first = subprocess.Popen(beside, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         try:

@@ -7,4 +7,4 @@ pebble: $(STAMP) ## build Pebble, the CA that test-acme runs (once, a minute, ne
 	@$(BIN)/python -m tests.acme.build
 
 test-acme: pebble ## certificates end to end, against a real ACME server that refuses, delays and forgets
-	@$(BIN)/python -m pytest tests/acme
+	@$(BIN)/python -m tests.acme

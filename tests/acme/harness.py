@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
+
+import pytest
 
 from flm.runtime import issuance
 from flm.runtime.plain import PlainListener
 from flm.tls.pair import Pair
 from flm.tls.plain import Site
+from flm.tls.refusal import Refused
 from flm.tls.words import Ask
 
+T = TypeVar("T")
+NAME = "one.flm.example"
 SECONDS = 40.0  # of an attempt; none of them needs it
 
 
@@ -30,12 +37,13 @@ class Client:
         self.ca_file = ca_file
         self.steps: list[tuple[str, str]] = []
         self.published: list[str] = []
-        self.site = Site(("one.flm.example",), 443)
-        self._socket = socket.create_server(("127.0.0.1", port), reuse_port=True)
-        self._listener = PlainListener([self._socket], self.site)
+        self.site = Site((NAME,), 443)
+        self._port = port
 
     async def __aenter__(self) -> Client:
+        self._socket = socket.create_server(("127.0.0.1", self._port), reuse_port=True)
         self._socket.setblocking(False)
+        self._listener = PlainListener([self._socket], self.site)
         self._listener.start()
         return self
 
@@ -50,6 +58,11 @@ class Client:
         """What is answered on the plain port now."""
         return self.site.tokens
 
+    @property
+    def challenges(self) -> list[str]:
+        """The tokens that were published for the CA; the first of each attempt is FLM's own probe."""
+        return self.published[1:]
+
     def said(self, step: str) -> list[str]:
         """The details of a step, in order."""
         return [detail for each, detail in self.steps if each == step]
@@ -60,11 +73,15 @@ class Client:
             "op": "issue",
             "directory": self.directory,
             "ca_bundle": str(self.ca_file),
-            "names": list(names) or ["one.flm.example"],
+            "names": list(names) or [NAME],
             "folder": str(self.folder),
             "seconds": SECONDS,
         }
         return Ask(**{**fields, **changed})  # type: ignore[arg-type]
+
+    async def window(self, **changed: object) -> tuple[float, float, float] | None:
+        """When the CA wants a certificate renewed, or Refused."""
+        return await issuance.window(self.ask(op="window", names=[], **changed))
 
     async def issue(self, *names: str, **changed: object) -> Pair:
         """A certificate, or Refused."""
@@ -81,6 +98,27 @@ class Client:
         self.site.tokens.pop(token, None)
 
 
-def run_soon(work: asyncio.Future[object]) -> object:
+def run(work: Coroutine[Any, Any, T]) -> T:
     """Run it on a loop of its own, no longer than a test may take."""
     return asyncio.run(asyncio.wait_for(work, SECONDS * 2))
+
+
+async def refused(work: Coroutine[Any, Any, object]) -> Refused:
+    """The refusal that it ends in."""
+    with pytest.raises(Refused) as caught:
+        await work
+    return caught.value
+
+
+def attempt(client: Client, *names: str, **changed: object) -> Refused:
+    """Why a certificate could not be had."""
+
+    async def scenario() -> Refused:
+        async with client as one:
+            no = await refused(one.issue(*names, **changed))
+            assert one.tokens == {}
+            assert "\n" not in no.message
+            assert no.message.isprintable()
+            return no
+
+    return run(scenario())

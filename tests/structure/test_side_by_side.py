@@ -11,11 +11,11 @@ from tests import side_by_side
 TESTS = Path(side_by_side.__file__).parent
 
 
-def test_the_two_halves_are_everything_but_the_real_engines() -> None:
+def test_the_two_halves_are_everything_but_real_engines_and_cas() -> None:
     beside, others = side_by_side.commands([])
     named = {each.removeprefix("tests/") for each in beside if each.startswith("tests/")}
     ignored = {each.removeprefix("--ignore=tests/") for each in others if each.startswith("--ignore=")}
-    assert ignored == named | {"real"}
+    assert ignored == named | {"real", "acme"}
     assert "tests" in others
     assert all(any((TESTS / name).rglob("test_*.py")) for name in named)
 

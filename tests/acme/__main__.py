@@ -1,0 +1,19 @@
+"""The tests of this folder in two processes side by side, since they mostly wait: `python -m tests.acme -x`."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.side_by_side import run
+
+BESIDE = ("tests/acme/test_refusals.py", "tests/acme/test_unreached.py")
+
+
+def main(arguments: list[str]) -> int:
+    """0 if all passed."""
+    pytest = [sys.executable, "-m", "pytest", *arguments]
+    return run([*pytest, *BESIDE], [*pytest, "tests/acme", *(f"--ignore={each}" for each in BESIDE)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
