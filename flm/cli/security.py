@@ -13,6 +13,7 @@ from flm.cli.command import Context, Noun, Output, UsageError
 _LONGEST_DOCUMENT = 1_048_576  # more than is taken, so that it is the service that refuses what is too large
 
 _BUCKET = ("kind", "subject", "limit_rpm", "burst", "remaining", "resets_in_seconds")
+_CERTIFICATE = ("mode", "domains", "issuer", "trusted", "not_after", "renew_after", "next_attempt_at", "last_error")
 
 
 def register(noun: Noun) -> None:
@@ -22,6 +23,8 @@ def register(noun: Noun) -> None:
     put.add_argument("--json", required=True, metavar="F", help="a file, - for standard input, or the JSON itself")
     limits = noun.group("rate-limits", "how much is left of the policy's limits")
     limits.verb("list", _rate_limits, "each bucket of a limit, full ones of addresses left out")
+    certificates = noun.group("certificates", "the certificates that FLM serves HTTPS with")
+    certificates.verb("list", _certificates, "when each ends, when it is renewed, and what went wrong")
     backup.add_verbs(noun)
     audit.add_verbs(noun)
 
@@ -36,6 +39,12 @@ async def _rate_limits(_arguments: argparse.Namespace, context: Context) -> Outp
     from flm.services import SecurityService
 
     return Output(await SecurityService(context.folder).rate_limits(), columns=_BUCKET)
+
+
+async def _certificates(_arguments: argparse.Namespace, context: Context) -> Output:
+    from flm.services import SecurityService
+
+    return Output(await SecurityService(context.folder).certificates(), columns=_CERTIFICATE)
 
 
 def _set(arguments: argparse.Namespace, context: Context) -> Coroutine[Any, Any, Output]:

@@ -1,5 +1,5 @@
 """`SecurityService`: API keys, made, listed, replaced and revoked; the policy, shown and replaced; what is left of
-its limits.
+its limits; what is known of certificates.
 
 Strategy: a key's secret exists in the answer to `create_key` or `rotate_key` and nowhere else; what is stored is its
 salted hash under the folder's pepper. A key, its replacement, a revocation or a policy is in force in a running proxy
@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -32,6 +32,9 @@ from flm.store.database import Transaction, open_security
 from flm.store.folder import Folder
 from flm.store.keys import StoredKey
 from flm.store.pepper import load_pepper
+
+if TYPE_CHECKING:
+    from flm.services.certificates import Certificate
 
 DEFAULT_LABEL: Final = "default"
 
@@ -182,6 +185,12 @@ class SecurityService:
     async def rate_limits(self) -> list[Bucket]:
         """The buckets of the policy's limits as they stand, whether a proxy runs or not: see `rates.buckets_of`."""
         return await buckets_of(self._folder)
+
+    async def certificates(self) -> list[Certificate]:
+        """What is known of FLM's own certificates, whether a proxy runs or not: see `certificates.certificates_of`."""
+        from flm.services.certificates import certificates_of  # loads what reads certificates: half of a command's time
+
+        return await certificates_of(self._folder)
 
     async def _create(self, grant: Grant, *, only_first: bool) -> CreatedKey | None:
         async with await open_security(self._folder) as database, database.transaction() as transaction:

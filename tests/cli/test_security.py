@@ -1,14 +1,21 @@
-"""`flm security policy`: shown, replaced from every source, refused with nothing changed."""
+"""`flm security`: the policy shown, replaced from every source, refused with nothing changed; limits; certificates."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from flm.store import certificates
+from flm.store.certificates import CertificateRow
+from flm.store.database import open_security
+from flm.store.folder import locate
+from flm.tls.local import LocalAuthority
 from tests.cli.conftest import Flm
 
 LIMITED = '{"ip_whitelist":["127.0.0.1","192.168.0.0/16"],"rate_limit":{"rpm":60,"burst":10}}'
@@ -109,3 +116,85 @@ def test_what_is_left_of_the_limits(flm: Flm) -> None:
     assert flm("security", "rate-limits", "list", "--format", "text").out.split()[-6:] == [
         "key", key, "60", "5", "5", "0",
     ]  # fmt: skip
+
+
+class TestCertificates:
+    ISSUED = CertificateRow(
+        id="acme",
+        directory="https://ca.example/directory",
+        domains=("flm.example.com", "www.example.com"),
+        issuer="An Authority",
+        serial="0a1b",
+        fingerprint="ab" * 32,
+        not_before=1_795_000_000.0,
+        not_after=1_802_776_000.0,
+        trusted=True,
+        renew_after=1_800_000_000.5,
+        last_attempt_at=1_795_000_001.0,
+    )
+
+    @staticmethod
+    def record(row: CertificateRow) -> None:
+        async def write() -> None:
+            async with await open_security(locate(os.environ)) as database, database.transaction() as transaction:
+                await certificates.write(transaction, row)
+
+        asyncio.run(write())
+
+    def test_there_is_none(self, flm: Flm) -> None:
+        assert flm("security", "certificates", "list").data == []
+        assert flm("security", "certificates", "list", "--format", "text").out == "(none)\n"
+
+    def test_what_is_known_of_one_of_a_public_authority(self, flm: Flm) -> None:
+        self.record(self.ISSUED)
+        assert flm("security", "certificates", "list").data == [
+            {
+                "mode": "https-acme",
+                "domains": ["flm.example.com", "www.example.com"],
+                "issuer": "An Authority",
+                "not_before": "2026-11-18T11:06:40Z",
+                "not_after": "2027-02-16T11:06:40Z",
+                "trusted": True,
+                "renew_after": "2027-01-15T08:00:00.500Z",
+                "last_attempt_at": "2026-11-18T11:06:41Z",
+                "last_error": None,
+                "failures": 0,
+                "next_attempt_at": None,
+                "directory": "https://ca.example/directory",
+                "serial": "0a1b",
+                "fingerprint": "ab" * 32,
+            }
+        ]
+
+    def test_a_failure_before_there_is_any(self, flm: Flm) -> None:
+        self.record(
+            CertificateRow("acme", last_attempt_at=1.0, last_error="no: \x1b[31m", failures=2, next_attempt_at=901.0)
+        )
+        (row,) = flm("security", "certificates", "list").data
+        unknown = ("issuer", "not_before", "not_after", "renew_after", "directory", "serial", "fingerprint")
+        assert {row[name] for name in unknown} == {None}
+        assert (row["domains"], row["failures"], row["trusted"]) == ([], 2, False)
+        assert (row["last_attempt_at"], row["next_attempt_at"]) == ("1970-01-01T00:00:01Z", "1970-01-01T00:15:01Z")
+        said = flm("security", "certificates", "list", "--format", "text").out
+        assert "\x1b" not in said
+        assert said.splitlines()[0].split("  ")[0] == "MODE"
+        assert said.splitlines()[1].endswith("no: \\x1b[31m")
+
+    def test_the_local_one_is_read_from_its_file_beside_it(self, flm: Flm, home: Path) -> None:
+        self.record(self.ISSUED)
+        now = 1_795_000_000.0
+        leaf = LocalAuthority(home / "certs").leaf(["localhost", "127.0.0.1"], now)
+        public, local = flm("security", "certificates", "list").data
+        assert public["mode"] == "https-acme"
+        assert (local["mode"], local["domains"]) == ("dev-selfsigned", ["localhost", "127.0.0.1"])
+        assert (local["fingerprint"], local["serial"], local["trusted"]) == (leaf.fingerprint, leaf.serial, False)
+        assert local["not_before"] < local["renew_after"] < local["not_after"]
+        assert local["directory"] is None
+
+    def test_a_file_that_cannot_be_used_is_said(self, flm: Flm, home: Path) -> None:
+        LocalAuthority(home / "certs").leaf(["localhost"], 1_795_000_000.0)
+        (home / "certs" / "local.pem").write_bytes(b"x")
+        (row,) = flm("security", "certificates", "list").data
+        assert row["mode"] == "dev-selfsigned"
+        assert row["fingerprint"] is None
+        assert "local.pem" in row["last_error"]

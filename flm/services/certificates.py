@@ -1,0 +1,98 @@
+"""The certificates FLM has, as a list: a public authority's from the database, the local root's from its own file.
+
+Strategy: what `flm security certificates list` shows is what is on record, so it is there whether a proxy runs or not,
+and a failed attempt is shown with its reason also before there is any certificate.
+
+Knows the rows and the files; asks no CA and no proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from flm.errors import CommandError
+from flm.services.times import rfc3339
+from flm.store import certificates as rows
+from flm.store.certificates import CertificateRow
+from flm.store.database import open_security
+from flm.store.folder import Folder
+from flm.tls.files import read_pair
+from flm.tls.local import LEAF_FILE
+from flm.tls.schedule import LEFT_WHEN_DUE
+
+_MODES: Final = {"acme": "https-acme"}
+_LOCAL: Final = "dev-selfsigned"
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """One certificate. Times are RFC 3339, None: not known, or never.
+
+    `mode`: the one it is served in. `directory`: URL of the CA's directory. `serial`, `fingerprint` (SHA-256): hex.
+    `trusted`: clients need no file of FLM's for it. `renew_after`: when it is due. `failures`: attempts in a row that
+    failed; there is none before `next_attempt_at`.
+    """
+
+    mode: str
+    domains: tuple[str, ...] = ()
+    issuer: str | None = None
+    not_before: str | None = None
+    not_after: str | None = None
+    trusted: bool = False
+    renew_after: str | None = None
+    last_attempt_at: str | None = None
+    last_error: str | None = None
+    failures: int = 0
+    next_attempt_at: str | None = None
+    directory: str | None = None
+    serial: str | None = None
+    fingerprint: str | None = None
+
+
+async def certificates_of(folder: Folder) -> list[Certificate]:
+    """Every certificate there is or was asked for. Raises DB_ERROR."""
+    async with await open_security(folder) as database:
+        found = [_shown(row) for row in await rows.read_all(database)]
+    local = await asyncio.to_thread(_local, folder)
+    return found if local is None else [*found, local]
+
+
+def _shown(row: CertificateRow) -> Certificate:
+    return Certificate(
+        mode=_MODES.get(row.id, row.id),
+        domains=row.domains,
+        issuer=row.issuer,
+        not_before=rfc3339(row.not_before),
+        not_after=rfc3339(row.not_after),
+        trusted=row.trusted,
+        renew_after=rfc3339(row.renew_after),
+        last_attempt_at=rfc3339(row.last_attempt_at),
+        last_error=row.last_error,
+        failures=row.failures,
+        next_attempt_at=rfc3339(row.next_attempt_at),
+        directory=row.directory or None,
+        serial=row.serial,
+        fingerprint=row.fingerprint,
+    )
+
+
+def _local(folder: Folder) -> Certificate | None:
+    """The certificate of the local root; None if there is none. What is wrong with its file is its error."""
+    try:
+        pair = read_pair(folder.certs / LEAF_FILE)
+    except CommandError as error:
+        return Certificate(_LOCAL, last_error=error.message)
+    if pair is None:
+        return None
+    return Certificate(
+        mode=_LOCAL,
+        domains=pair.domains,
+        issuer=pair.issuer,
+        not_before=rfc3339(pair.not_before),
+        not_after=rfc3339(pair.not_after),
+        renew_after=rfc3339(pair.not_after - LEFT_WHEN_DUE * (pair.not_after - pair.not_before)),
+        serial=pair.serial,
+        fingerprint=pair.fingerprint,
+    )
