@@ -44,7 +44,7 @@ LETS_ENCRYPT: Final = "https://acme-v02.api.letsencrypt.org/directory"
 LETS_ENCRYPT_STAGING: Final = "https://acme-staging-v02.api.letsencrypt.org/directory"
 TRIES_AT_START: Final = 2
 BETWEEN_TRIES_SECONDS: Final = 2.0  # a CA that was busy, a name server that was slow
-LONGEST_WAIT_SECONDS: Final = 86_400.0  # a wait on record that is longer was written under another clock
+LONGEST_WAIT_SECONDS: Final = schedule.LONGEST_BACKOFF_SECONDS + 1.0  # longer on record: written under another clock
 WINDOW_SECONDS: Final = 21_600.0  # between two questions for the CA's renewal window (RFC 9773 §4.3.2)
 SHORTEST_WINDOW_SECONDS: Final = 60.0
 _ROW: Final = "acme"
@@ -348,7 +348,8 @@ class AcmeKeeper:
         path = self._place(self._row.directory) / "current.pem"
         try:
             await asyncio.to_thread(write_atomically, path, pair.pem)
-            self._unsaved = False
+            if self._unsaved:
+                self._unsaved, self.last_error = False, self._row.last_error
         except (CommandError, OSError) as error:
             self._unsaved = True
             self.last_error = f"the new certificate is served, but cannot be stored: {error}"

@@ -1,7 +1,7 @@
 """A worker with a tiny ASGI app, for tests of the process machinery alone: `python -m tests.runtime.tiny_worker`.
 
-Routes: /health, /echo (pid and generation), /stream/N (N events 20 ms apart, then `[DONE]`; endless for 0), /hang
-(blocks the event loop for ever), /die (SIGKILL to itself).
+Routes: /health, /echo (pid and generation), /stream/N (N events 20 ms apart, then `[DONE]`; endless for 0), /drip/N
+(the same with four a second), /hang (blocks the event loop for ever), /die (SIGKILL to itself).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from flm.errors import RequestError, error_event
 from flm.runtime.worker import ServedApp, Services, begin
 
 EVENT_SECONDS = 0.02
+DRIP_SECONDS = 0.25
 
 
 class TinyApp:
@@ -59,21 +60,22 @@ class TinyApp:
             os.kill(os.getpid(), signal.SIGKILL)
         if path == "/hang":
             time.sleep(3600)  # the event loop hangs: that is the point
-        if path.startswith("/stream/"):
-            await self._stream(int(path.rpartition("/")[2]), receive, send, interrupted)
-            return
+        for start, pause in (("/stream/", EVENT_SECONDS), ("/drip/", DRIP_SECONDS)):
+            if path.startswith(start):
+                await self._stream(int(path.removeprefix(start)), pause, receive, send, interrupted)
+                return
         body = json.dumps({"pid": os.getpid(), "epoch": self._services.shared.epoch()}).encode()
         await send({"type": "http.response.start", "status": 200, "headers": self._headers(b"application/json")})
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, events: int, receive: Any, send: Any, interrupted: asyncio.Event) -> None:
+    async def _stream(self, events: int, pause: float, receive: Any, send: Any, interrupted: asyncio.Event) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers(b"text/event-stream")})
         gone = asyncio.ensure_future(receive())
         sent = 0
         while not gone.done() and (not events or sent < events) and not interrupted.is_set():
             await send({"type": "http.response.body", "body": f"data: {sent}\n\n".encode(), "more_body": True})
             sent += 1
-            await asyncio.wait([asyncio.ensure_future(interrupted.wait())], timeout=EVENT_SECONDS)
+            await asyncio.wait([asyncio.ensure_future(interrupted.wait())], timeout=pause)
         gone.cancel()
         last = error_event(self._error, "tiny") if self._error else b"data: [DONE]\n\n"
         await send({"type": "http.response.body", "body": last})

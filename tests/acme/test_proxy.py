@@ -1,0 +1,294 @@
+"""`https-acme` as a whole: a process tree that gets its certificate from a real CA, serves it, renews it and fails."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from flm.errors import CommandCode, CommandError
+from flm.runtime.boot import WORKER_MODULE
+from flm.runtime.handle import Handle
+from flm.services.security import SecurityService
+from flm.tls.files import folder_of, read_pair
+from tests.acme.harness import NAME
+from tests.runtime.harness import TINY, Running, get, prepare, run, until
+from tests.support.pebble import Ca
+from tests.support.scripted_ca import Front, changed, problem
+
+ISSUANCE_SECONDS = 10.0  # the product's own promise, against a CA on the same machine
+CLIENTS = 200
+
+
+class Proxy(Running):
+    """A proxy that has its certificate from `ca`."""
+
+    ca: Ca
+    steps: list[tuple[str, str]]
+
+    async def start(self) -> Handle:
+        return await self.service.start(
+            self.flags, first_key=False, step=lambda step, detail: self.steps.append((step, detail))
+        )
+
+    def believing(self) -> ssl.SSLContext:
+        """A client's settings that trust what the CA issues, and nobody else."""
+        return ssl.create_default_context(cadata=self.ca.root())
+
+    def stored(self) -> Path:
+        return self.folder.certs / "acme" / folder_of(str(self.flags["acme.directory"])) / "current.pem"
+
+    async def served(self, name: str = NAME) -> str:
+        """The fingerprint of what a client that asks for `name` is shown, when it has verified it."""
+        return await asyncio.to_thread(self._handshake, name)
+
+    def _handshake(self, name: str) -> str:
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection,
+            self.believing().wrap_socket(connection, server_hostname=name) as secure,
+        ):
+            der = secure.getpeercert(binary_form=True)
+        assert der is not None
+        return hashlib.sha256(der).hexdigest()
+
+
+def proxy_of(ca: Ca, root: Path, worker_module: str = TINY, *, via: Front | None = None, **flags: str) -> Proxy:
+    """One that is not started. `via`: the front through which it meets the CA."""
+    chosen = {
+        "proxy__mode": "https-acme",
+        "proxy__bind": "127.0.0.1",
+        "proxy__port": str(ca.http_port),
+        "acme__domain": NAME,
+        "acme__directory": (via or ca).directory,
+        "acme__ca_bundle": str(ca.ca_file),
+    }
+    made = prepare(root, worker_module, **(chosen | flags))
+    proxy = Proxy(made.folder, made.flags, worker_module)
+    proxy.ca, proxy.steps = ca, []
+    return proxy
+
+
+@asynccontextmanager
+async def started(proxy: Proxy) -> AsyncIterator[Proxy]:
+    try:
+        await proxy.start()
+        yield proxy
+    finally:
+        if await proxy.service.status():
+            await proxy.service.stop(now=True)
+
+
+Start = Callable[..., AbstractAsyncContextManager[Proxy]]
+
+
+def test_from_nothing_to_a_certificate(ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        names = f"{NAME}, two.flm.example"
+        proxy = proxy_of(ca, tmp_path, WORKER_MODULE, acme__domain=names, engine__discover="false")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with started(proxy):
+            took = loop.time() - began
+            print(f"issued and served within {took:.1f} s")
+            assert took < ISSUANCE_SECONDS
+            handle = await proxy.handle()
+            assert (handle.mode, handle.state, handle.last_error) == ("https-acme", "running", None)
+            assert handle.acme_domain == names
+            assert handle.endpoints.external == f"https://{NAME}:{proxy.port}"
+            assert handle.certificate is not None
+            assert sorted(handle.certificate.domains) == sorted(names.split(", "))
+            for name in names.split(", "):
+                assert await proxy.served(name) == handle.certificate.fingerprint
+            (listed,) = await SecurityService(proxy.folder).certificates()
+            assert (listed.mode, listed.trusted, listed.last_error) == ("https-acme", True, None)
+            assert listed.fingerprint == handle.certificate.fingerprint
+            kinds = [step for step, _ in proxy.steps]
+            assert kinds.index("order") < len(kinds) - 1
+            context = proxy.believing()
+            context.check_hostname = False
+            answer = await get(proxy.port, "/health", tls=context)
+            assert b"\r\nstrict-transport-security: max-age=" in answer
+            assert b"strict-transport-security" not in await get(proxy.plain_port, "/")
+            assert proxy.stored().stat().st_mode & 0o777 == 0o600
+            assert ca.log.count("BEGIN EC PRIVATE KEY") == 0
+
+    run(main)
+
+
+def test_what_is_stored_is_served_after_a_stop(ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        proxy = proxy_of(ca, tmp_path)
+        async with started(proxy):
+            first = await proxy.served()
+        issued = ca.issued()
+        async with started(proxy):
+            assert await proxy.served() == first
+            await proxy.service.restart()
+            assert await proxy.served() == first
+            handle = await proxy.handle()
+            assert handle.certificate is not None
+            assert (handle.certificate.trusted, handle.certificate.last_error) == (True, None)
+        assert ca.issued() == issued
+
+    run(main)
+
+
+def test_a_rehearsal_comes_first_and_is_not_served(ca: Ca, calm_ca: Ca, tmp_path: Path) -> None:
+    """Two directories of one CA, as far as FLM knows."""
+
+    async def main() -> None:
+        proxy = proxy_of(ca, tmp_path, acme__staging_directory=ca.directory.replace("localhost", "127.0.0.1"))
+        before = ca.issued()
+        async with started(proxy):
+            assert await proxy.served()
+            assert ca.issued() == before + 2
+            assert [step for step, _ in proxy.steps if step in ("rehearsal", "order")][:1] == ["rehearsal"]
+
+    run(main)
+
+
+def test_the_staging_certificate_says_that_nobody_trusts_it(ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with started(proxy_of(ca, tmp_path, acme__staging="true")) as proxy:
+            handle = await proxy.handle()
+            assert handle.certificate is not None
+            assert not handle.certificate.trusted
+            assert "flm config set acme.staging false" in (handle.certificate.hint or "")
+
+    run(main)
+
+
+def test_a_mismatch_on_disk_is_renewed_and_never_served(ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with started(proxy_of(ca, tmp_path)) as proxy:
+            first = await proxy.served()
+            pair = read_pair(proxy.stored())
+            assert pair is not None
+            proxy.stored().write_bytes(pair.chain_pem)  # the key is gone
+            await proxy.service.reload()
+            while (now := await proxy.served()) == first:
+                await asyncio.sleep(0.05)
+            stored = read_pair(proxy.stored())
+            assert stored is not None
+            assert stored.fingerprint == now
+
+    run(main)
+
+
+def test_a_short_certificate_is_renewed_while_clients_stream(ca: Ca, tmp_path: Path) -> None:
+    """200 streams are under way over one renewal at least; new handshakes meet the new certificate; nobody is cut."""
+
+    async def main() -> None:
+        proxy = proxy_of(ca, tmp_path, acme__profile="moments", proxy__workers="2")
+        async with started(proxy):
+            first = await proxy.served()
+            context = proxy.believing()
+            context.check_hostname = False
+            loop = asyncio.get_running_loop()
+            streams = [
+                asyncio.create_task(get(proxy.port, "/drip/100", seconds=100, tls=context)) for _ in range(CLIENTS)
+            ]
+            began = loop.time()
+            while await proxy.served() == first:
+                assert loop.time() - began < 60
+                answer = await get(proxy.port, "/echo", tls=context)
+                assert answer.startswith(b"HTTP/1.1 200")
+            assert not any(stream.done() for stream in streams)
+            for answer in await asyncio.gather(*streams):
+                assert answer.startswith(b"HTTP/1.1 200")
+                assert answer.count(b"data: ") == 101
+                assert b"[DONE]" in answer
+            handle = await proxy.handle()
+            assert handle.last_error is None
+
+    run(main)
+
+
+def test_a_ca_that_says_no_is_quoted_and_nothing_is_left(front: Front, ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        front.script("order", problem("rejectedIdentifier", "we do not serve those", 400))
+        proxy = proxy_of(ca, tmp_path, via=front)
+        with pytest.raises(CommandError, match="we do not serve those") as refused:
+            await proxy.start()
+        assert refused.value.code is CommandCode.PROXY_ACME_ERROR
+        assert await proxy.service.status() == []
+        for port in (proxy.port, proxy.plain_port):
+            with socket.create_server(("127.0.0.1", port)):
+                pass
+        (listed,) = await SecurityService(proxy.folder).certificates()
+        assert "we do not serve those" in (listed.last_error or "")
+
+    run(main)
+
+
+def test_the_fallback_with_the_local_root_goes_on_trying(front: Front, ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        front.script("order", problem("rejectedIdentifier", "not today", 400))
+        async with started(proxy_of(ca, tmp_path, via=front, proxy__fallback="dev-selfsigned")) as proxy:
+            handle = await proxy.handle()
+            assert (handle.mode, handle.running) == ("dev-selfsigned", True)
+            assert "not today" in (handle.last_error or "")
+            answer = await get(proxy.port, tls=proxy.trusting())
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"strict-transport" not in answer
+
+    run(main)
+
+
+@pytest.mark.parametrize("exposed", ["false", "true"])
+def test_the_fallback_to_plain_http_is_for_loopback_unless_told_otherwise(
+    front: Front, ca: Ca, tmp_path: Path, exposed: str
+) -> None:
+    async def main() -> None:
+        front.script("order", problem("rejectedIdentifier", "not today", 400))
+        flags = {"proxy__fallback": "local-http", "proxy__bind": "0.0.0.0", "proxy__expose_fallback": exposed}
+        async with started(proxy_of(ca, tmp_path, via=front, **flags)) as proxy:
+            handle = await proxy.handle()
+            assert (handle.mode, handle.https_port) == ("local-http", None)
+            address = "0.0.0.0" if exposed == "true" else "127.0.0.1"
+            assert handle.listen_addr == f"{address}:{proxy.plain_port}"
+            assert (await get(proxy.plain_port)).startswith(b"HTTP/1.1 200")
+            assert "not today" in (handle.last_error or "")
+            restarted = await proxy.service.restart()
+            assert (restarted.mode, restarted.listen_addr) == ("local-http", handle.listen_addr)
+
+    run(main)
+
+
+def test_a_chain_of_another_key_is_not_served(front: Front, ca: Ca, calm_ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        other = proxy_of(calm_ca, tmp_path / "other")
+        async with started(other):
+            pair = read_pair(other.stored())
+            assert pair is not None
+
+        def swap(reply: object) -> None:
+            reply.body = pair.chain_pem  # type: ignore[attr-defined]
+
+        front.always("certificate", changed(swap))
+        with pytest.raises(CommandError, match="key"):
+            await proxy_of(ca, tmp_path / "one", via=front).start()
+
+    run(main)
+
+
+def test_status_and_stop_while_the_ca_takes_its_time(front: Front, ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        front.always("order", front.hang)
+        proxy = proxy_of(ca, tmp_path, via=front)
+        starting = asyncio.create_task(proxy.start())
+        await asyncio.to_thread(front.wait_for, "order")
+        (handle,) = await proxy.service.status()
+        assert (handle.state, handle.running) == ("starting", False)
+        await proxy.service.stop(now=True)
+        with pytest.raises(CommandError):
+            await starting
+        await until(lambda: not (proxy.folder.run / "instance.json").exists(), 10)
+
+    run(main)

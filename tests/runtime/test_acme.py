@@ -1,0 +1,450 @@
+"""When the keeper of `https-acme` asks whom, what it does with a no, and what a restart remembers.
+
+The authority is a list of outcomes, time is a number: what an attempt itself does is tested in tests/acme.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flm.config import Settings, resolve
+from flm.errors import CommandCode, CommandError
+from flm.runtime.acme import LETS_ENCRYPT, LETS_ENCRYPT_STAGING, TRIES_AT_START, AcmeKeeper
+from flm.runtime.issuance import Refused
+from flm.store import certificates as rows
+from flm.store.database import open_security
+from flm.store.folder import Folder, locate
+from flm.tls.files import folder_of, read_pair, write_atomically
+from flm.tls.pair import Pair, read
+from flm.tls.plain import Site
+from flm.tls.words import Ask
+from tests.tls.issuing import DAY, NOW, make
+
+NAME = "llm.example.com"
+Outcome = Pair | Refused
+Window = tuple[float, float, float] | None
+
+
+def settings(**flags: str) -> Settings:
+    chosen = {"proxy.mode": "https-acme", "acme.domain": NAME}
+    return resolve({}, {}, chosen | {key.replace("__", "."): value for key, value in flags.items()}).settings
+
+
+def pair(name: str = NAME, *, begins: float = NOW - DAY, ends: float = NOW + 89 * DAY) -> Pair:
+    issued = make(name, (name,), by=make("CA", ca=True), begins=begins, ends=ends)
+    return read(issued.key_pem + issued.chain)
+
+
+def no(kind: str = "network", message: str = "nobody answers", retry_after: float = 0.0) -> Refused:
+    return Refused(kind, message, retry_after)  # type: ignore[arg-type]
+
+
+class Bench:
+    """A keeper whose authority answers with `outcomes`, in order; `asked` is what it was asked."""
+
+    def __init__(self, root: Path, *outcomes: Outcome) -> None:
+        self.folder: Folder = locate({"FLM_HOME": str(root)})
+        self.outcomes = list(outcomes)
+        self.windows: list[Window | Refused] = []
+        self.asked: list[Ask] = []
+        self.asked_for_windows = 0
+        self.steps: list[str] = []
+        self.slept: list[float] = []
+        self.now = NOW
+        self.keeper = self.another()
+
+    def another(self) -> AcmeKeeper:
+        """As after a restart."""
+        self.site = Site((NAME,), 443, {})
+        return AcmeKeeper(
+            self.folder,
+            self.site,
+            issue=self._issue,
+            window=self._window,
+            clock=lambda: self.now,
+            sleep=self._sleep,
+            chance=lambda: 0.5,
+        )
+
+    async def _issue(self, ask: Ask, step: Any, publish: Any, retract: Any) -> Pair:
+        self.asked.append(ask)
+        outcome = self.outcomes.pop(0)
+        publish("token", "answer")
+        assert self.site.tokens == {"token": "answer"}
+        retract("token")
+        if isinstance(outcome, Refused):
+            raise outcome
+        return outcome
+
+    async def _window(self, _ask: Ask) -> Window:
+        self.asked_for_windows += 1
+        outcome = self.windows.pop(0) if self.windows else None
+        if isinstance(outcome, Refused):
+            raise outcome
+        return outcome
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    async def obtain(self, **flags: str) -> Pair:
+        return await self.keeper.obtain(settings(**flags), lambda step, detail: self.steps.append(f"{step}: {detail}"))
+
+    async def look(self, **flags: str) -> None:
+        await self.keeper.look(settings(**flags))
+
+    def stored(self, directory: str = LETS_ENCRYPT) -> Path:
+        return self.folder.certs / "acme" / folder_of(directory) / "current.pem"
+
+    async def row(self) -> rows.CertificateRow:
+        async with await open_security(self.folder) as database:
+            found = await rows.read(database, "acme")
+        assert found is not None
+        return found
+
+    @property
+    def directories(self) -> list[str]:
+        return [ask.directory for ask in self.asked]
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(main())
+
+
+def test_the_first_certificate_is_rehearsed(tmp_path: Path) -> None:
+    async def main() -> None:
+        rehearsed, wanted = pair(), pair()
+        bench = Bench(tmp_path, rehearsed, wanted)
+        assert await bench.obtain() == wanted
+        assert bench.directories == [LETS_ENCRYPT_STAGING, LETS_ENCRYPT]
+        assert read_pair(bench.stored()) == wanted
+        row = await bench.row()
+        assert (row.fingerprint, row.trusted, row.failures, row.last_error) == (wanted.fingerprint, True, 0, None)
+        line = bench.keeper.line()
+        assert line is not None
+        assert (line.trusted, line.domains, line.hint) == (True, [NAME], None)
+        bench.outcomes = [renewed := pair()]
+        bench.now = wanted.not_after - 10 * DAY
+        await bench.look()
+        assert bench.directories[2:] == [LETS_ENCRYPT]  # a renewal needs no rehearsal
+        assert bench.keeper.pair == renewed
+
+    run(main)
+
+
+def test_a_rehearsal_that_fails_leaves_production_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, no("validation", "port 80 is closed"), no("validation", "port 80 is closed"))
+        with pytest.raises(CommandError, match=r"in the rehearsal at .*: port 80 is closed") as refused:
+            await bench.obtain()
+        assert refused.value.code is CommandCode.PROXY_ACME_ERROR
+        assert bench.directories == [LETS_ENCRYPT_STAGING] * TRIES_AT_START
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"acme__staging": "true"}, [LETS_ENCRYPT_STAGING]),
+        ({"acme__directory": "https://ca.example/dir"}, ["https://ca.example/dir"]),
+        (
+            {"acme__directory": "https://ca.example/dir", "acme__staging_directory": "https://ca.example/test"},
+            ["https://ca.example/test", "https://ca.example/dir"],
+        ),
+        ({"acme__directory": "https://ca.example/dir", "acme__staging": "true"}, ["https://ca.example/dir"]),
+    ],
+)
+def test_whom_to_ask(tmp_path: Path, flags: dict[str, str], expected: list[str]) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, *(pair() for _ in expected))
+        await bench.obtain(**flags)
+        assert bench.directories == expected
+        line = bench.keeper.line()
+        assert line is not None
+        assert line.trusted == ("acme__staging" not in flags)
+        assert ("acme.staging false" in (line.hint or "")) == ("acme__staging" in flags)
+
+    run(main)
+
+
+def test_two_failures_at_start_are_enough(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, no(), no(message="the CA's own words"))
+        with pytest.raises(CommandError, match="the CA's own words"):
+            await bench.obtain()
+        assert bench.outcomes == []
+        assert len(bench.slept) == 1
+        assert (await bench.row()).failures == 2
+
+    run(main)
+
+
+def test_a_second_try_may_succeed(tmp_path: Path) -> None:
+    async def main() -> None:
+        wanted = pair()
+        bench = Bench(tmp_path, no(), pair(), wanted)
+        assert await bench.obtain() == wanted
+        assert any(step.startswith("again: ") for step in bench.steps)
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", ["rejected", "local"])
+def test_what_is_refused_for_good_is_not_asked_again(tmp_path: Path, kind: str) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, no(kind))
+        with pytest.raises(CommandError):
+            await bench.obtain()
+        assert bench.slept == []
+
+    run(main)
+
+
+def test_a_wait_that_the_ca_asks_for_outlives_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, no("rate_limited", "too many certificates", 3600.0))
+        with pytest.raises(CommandError, match="too many certificates"):
+            await bench.obtain()
+        bench.keeper = bench.another()
+        with pytest.raises(CommandError, match=r"too many certificates.*not before"):
+            await bench.obtain()
+        assert len(bench.asked) == 1
+        bench.now += 7200
+        bench.keeper, bench.outcomes = bench.another(), [pair(), pair()]
+        await bench.obtain()
+
+    run(main)
+
+
+def test_a_failure_without_a_wait_does_not_keep_a_person_from_trying_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, no(), no(), pair(), pair())
+        with pytest.raises(CommandError):
+            await bench.obtain()
+        bench.keeper = bench.another()
+        await bench.obtain()
+
+    run(main)
+
+
+def test_what_is_stored_is_served_without_asking(tmp_path: Path) -> None:
+    async def main() -> None:
+        stored = pair()
+        bench = Bench(tmp_path)
+        write_atomically(bench.stored(), stored.pem)
+        assert await bench.obtain() == stored
+        assert bench.asked == []
+
+    run(main)
+
+
+def test_a_valid_one_for_other_names_is_served_when_there_is_no_new_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        stored = pair()
+        bench = Bench(tmp_path, no(), no())
+        write_atomically(bench.stored(), stored.pem)
+        assert await bench.obtain(acme__domain=f"{NAME}, new.example.com") == stored
+        assert len(bench.asked) == TRIES_AT_START
+        assert bench.keeper.last_error is not None
+
+    run(main)
+
+
+@pytest.mark.parametrize("what", ["expired", "corrupt", "another name", "empty", "no key"])
+def test_what_is_no_good_is_not_served(tmp_path: Path, what: str) -> None:
+    async def main() -> None:
+        contents = {
+            "expired": pair(begins=NOW - 9 * DAY, ends=NOW - DAY).pem,
+            "corrupt": b"\x00nonsense",
+            "another name": pair("other.example").pem,
+            "empty": b"",
+            "no key": pair().chain_pem,
+        }
+        bench = Bench(tmp_path, pair(), wanted := pair())
+        write_atomically(bench.stored(), contents[what])
+        assert await bench.obtain() == wanted
+        assert read_pair(bench.stored()) == wanted
+
+    run(main)
+
+
+def test_it_is_renewed_when_a_third_is_left_and_not_before(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        life = first.not_after - first.not_before
+        bench.now = first.not_before + life / 2
+        await bench.look()
+        assert len(bench.asked) == 2
+        assert 0 < bench.keeper.pause() <= 600
+        bench.now = first.not_after - life / 3
+        bench.outcomes = [second := pair(begins=bench.now, ends=bench.now + life)]
+        await bench.look()
+        assert bench.keeper.pair == second
+        assert bench.asked[-1].replaces.encode() == first.chain_pem
+
+    run(main)
+
+
+def test_a_failed_renewal_backs_off_and_keeps_what_is_served(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        bench.now = first.not_after - 10 * DAY
+        bench.outcomes = [no(message="the CA is down")]
+        await bench.look()
+        assert bench.keeper.pair == first
+        assert "the CA is down" in (bench.keeper.last_error or "")
+        await bench.look()  # at once: too soon
+        assert bench.outcomes == []
+        bench.keeper = bench.another()
+        await bench.keeper.resume(first)
+        await bench.look()  # a restart does not forget
+        assert "the CA is down" in (bench.keeper.last_error or "")
+        wait = (await bench.row()).next_attempt_at
+        assert wait is not None
+        assert bench.now < wait < bench.now + DAY
+        bench.now = wait + 1
+        bench.outcomes = [second := pair(begins=bench.now, ends=bench.now + 90 * DAY)]
+        await bench.look()
+        assert bench.keeper.pair == second
+        assert bench.keeper.last_error is None
+
+    run(main)
+
+
+def test_after_a_failed_validation_the_rehearsal_comes_first(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        bench.now = first.not_after - 10 * DAY
+        bench.outcomes = [no("validation", "port 80 is closed")]
+        await bench.look()
+        bench.now += DAY
+        bench.outcomes = [pair(), pair(ends=bench.now + 90 * DAY)]
+        await bench.look()
+        assert bench.directories[2:] == [LETS_ENCRYPT, LETS_ENCRYPT_STAGING, LETS_ENCRYPT]
+
+    run(main)
+
+
+@pytest.mark.parametrize("jump", [-400 * DAY, -3600.0, 3600.0])
+def test_a_clock_that_jumps_renews_nothing_and_loses_nothing(tmp_path: Path, jump: float) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        bench.now += jump
+        await bench.look()
+        assert bench.keeper.pair == first
+        assert len(bench.asked) == 2
+        assert 0 < bench.keeper.pause() <= 600
+
+    run(main)
+
+
+def test_a_wait_written_under_another_clock_is_not_believed(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        bench.now = first.not_after + 4000 * DAY  # a wrong clock: everything is expired
+        bench.outcomes = [no()]
+        await bench.look()
+        bench.now = first.not_after - 10 * DAY  # mended
+        bench.outcomes = [second := pair()]
+        await bench.look()
+        assert bench.keeper.pair == second
+
+    run(main)
+
+
+def test_a_new_certificate_that_this_clock_does_not_believe_is_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), wanted := pair())
+        bench.now = 0.0
+        assert await bench.obtain() == wanted
+        assert "clock" in (bench.keeper.last_error or "")
+        assert read_pair(bench.stored()) == wanted
+        await bench.look()
+        assert len(bench.asked) == 2  # and no other is asked for, again and again
+
+    run(main)
+
+
+@pytest.mark.parametrize("contents", [b"", b"nonsense", None])
+def test_what_is_on_disk_and_not_what_is_served_is_renewed_at_once(tmp_path: Path, contents: bytes | None) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), pair())
+        await bench.obtain()
+        write_atomically(bench.stored(), pair().pem if contents is None else contents)
+        bench.outcomes = [second := pair()]
+        await bench.look()
+        assert bench.keeper.pair == second
+        assert read_pair(bench.stored()) == second
+
+    run(main)
+
+
+def test_a_name_that_is_added_is_in_the_next_one_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), pair())
+        await bench.obtain()
+        bench.outcomes = [no(), no()]
+        await bench.look(acme__domain=f"{NAME}, new.example.com")
+        assert bench.asked[-1].names == [NAME, "new.example.com"]
+
+    run(main)
+
+
+def test_the_window_of_the_ca_is_obeyed_and_an_absurd_one_is_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        bench.windows = [(NOW - 2, NOW - 1, 600.0)]
+        bench.outcomes = [second := pair()]
+        await bench.look()
+        assert bench.keeper.pair == second
+        assert bench.asked_for_windows == 1
+        bench.windows = [(first.not_after + DAY, first.not_after + 2 * DAY, 600.0)]
+        bench.now = second.not_after - 20 * DAY
+        bench.outcomes = [third := pair()]
+        await bench.look()
+        assert bench.keeper.pair == third
+
+    run(main)
+
+
+def test_a_window_that_cannot_be_had_changes_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        bench.windows = [no()]
+        await bench.look()
+        await bench.look()
+        assert (bench.keeper.pair, bench.keeper.last_error, bench.asked_for_windows) == (first, None, 1)
+
+    run(main)
+
+
+def test_a_full_disk_does_not_cost_the_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), wanted := pair())
+
+        def full(_path: Path, _data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("flm.runtime.acme.write_atomically", full)
+            assert await bench.obtain() == wanted
+            assert "No space left" in (bench.keeper.last_error or "")
+            await bench.look()
+            assert bench.keeper.pair == wanted
+        await bench.look()
+        assert read_pair(bench.stored()) == wanted
+        assert bench.keeper.last_error is None
+
+    run(main)
