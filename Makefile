@@ -63,4 +63,4 @@ lock: $(STAMP) ## resolve the dependencies anew
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
--include tests/clients/clients.mk tests/acme/acme.mk tests/real/real.mk tests/real/vllm/vllm.mk tests/gates/gates.mk loadtests/load.mk benches/bench.mk docs/docs.mk
+-include tests/clients/clients.mk tests/acme/acme.mk tests/real/real.mk tests/gates/gates.mk tests/real/vllm/vllm.mk loadtests/load.mk benches/bench.mk docs/docs.mk
