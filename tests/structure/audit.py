@@ -100,7 +100,7 @@ def check(files: Files, today: datetime.date) -> int:
     """Print what holds, with the age of the answers. Returns an exit code."""
     if found := list(faults(files)):
         print(*found, sep="\n")
-        print("failed: known vulnerabilities; `make audit` asks the databases anew")
+        print("failed: something locked is affected, or nobody has asked about it; `make audit` asks the databases")
         return 1
     record = msgspec.json.decode(files.record.read_bytes(), type=Record)
     for asked in (record.python, record.rust):
