@@ -28,7 +28,7 @@ from josepy.jwk import JWKEC
 from flm.tls.directory import Directory
 from flm.tls.files import read_private, write_atomically
 from flm.tls.network import Network
-from flm.tls.refusal import ProblemError, Refused, of_problem, quoted
+from flm.tls.refusal import CUSTOMERS_ONLY, ProblemError, Refused, of_problem, quoted
 from flm.tls.words import Ask
 
 FILE: Final = "account.json"
@@ -110,10 +110,7 @@ class Account:
         if self._ask.eab_kid or self._ask.eab_key_file:
             wanted["externalAccountBinding"] = self._binding()
         elif self._directory.meta.external_account_required:
-            raise Refused(
-                "rejected", "this CA makes accounts only for its customers: make an account binding with the CA, and "
-                "give its key id as acme.eab_kid and a file with its HMAC key as acme.eab_file",
-            )  # fmt: skip
+            raise Refused("rejected", CUSTOMERS_ONLY)
         try:
             answer = self._network.post(self._directory.new_account, wanted, by_key=True)
         except ProblemError as error:

@@ -81,9 +81,9 @@ def words_of(problem: Problem) -> str:
 
 # --- what to do about each type ---
 
-_EAB: Final = (
-    "make an account binding with the CA, and give its key id as acme.eab_kid and a file with its HMAC key as "
-    "acme.eab_file"
+CUSTOMERS_ONLY: Final = (
+    "this CA makes accounts only for its customers: make an account binding with the CA, and give its key id as "
+    "acme.eab_kid and a file with its HMAC key as acme.eab_file"
 )
 _CONTACT: Final = "set acme.email to an address that the CA takes, or to nothing: an account needs none"
 _NAME: Final = "see that acme.domain has only names that are yours, public, and spelled in full"
@@ -103,7 +103,7 @@ _CAA: Final = (
 )
 
 _ADVICE: Final[dict[str, str]] = {
-    "externalAccountRequired": f"this CA makes accounts only for its customers: {_EAB}",
+    "externalAccountRequired": CUSTOMERS_ONLY,
     "invalidContact": _CONTACT,
     "invalidEmail": _CONTACT,
     "unsupportedContact": _CONTACT,

@@ -47,8 +47,13 @@ class TrustedAdapter(HTTPAdapter):
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         return super().proxy_manager_for(proxy, ssl_context=self._context, **kwargs)
 
+    # requests would add certifi's authorities, or what REQUESTS_CA_BUNDLE names, to those of the context.
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        return super().build_connection_pool_key_attributes(request, True, cert)
+
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """requests would add certifi's authorities, or what REQUESTS_CA_BUNDLE names, to those of the context."""
+        pass
 
 
 def _context(ca_bundle: str) -> ssl.SSLContext:
@@ -89,6 +94,9 @@ def failed_request(error: requests.RequestException, url: str) -> Refused:
     again = "see that this machine reaches the internet, and that acme.directory is right"
     if (unverified := _within(error, ssl.SSLCertVerificationError)) is not None:
         return Refused("tls", f"the CA at {place} could not be trusted: {_not_verified(unverified)}")
+    if isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidProxyURL):
+        why = "HTTPS_PROXY or ALL_PROXY names one of a kind that FLM cannot use; give an http:// proxy, or see NO_PROXY"
+        return Refused("network", f"the proxy to {place} could not be used: {why}")
     if isinstance(error, requests.exceptions.ProxyError):
         why = _system_words(error) or "it did not let the request through"
         return Refused("network", f"the proxy to {place} could not be used: {why}; see HTTPS_PROXY and NO_PROXY")
