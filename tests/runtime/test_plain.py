@@ -9,15 +9,12 @@ import resource
 import socket
 import ssl
 import struct
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
-from flm.runtime import control, plain
-from flm.runtime.control import ControlServer, Request
+from flm.runtime import plain
 from flm.runtime.plain import PlainListener
 from flm.tls.plain import Site
 from tests.runtime.harness import run
@@ -497,94 +494,3 @@ def test_a_tls_client_is_told_at_once() -> None:
                 )
 
     run(main)
-
-
-FLOOD = """
-import asyncio, socket, struct, sys
-
-port, kind = int(sys.argv[1]), sys.argv[2]
-SAID = {
-    "silent": b"",
-    "garbage": b"\\x00\\xff garbage",
-    "tls": b"\\x16\\x03\\x01\\x02\\x00\\x01\\x00\\x01\\xfc\\x03\\x03",
-    "endless": b"GET / HTTP/1.1\\r\\nHost: a\\r\\nx: ",
-    "body": b"POST / HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: 1000000000\\r\\n\\r\\n",
-    "good": b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n",
-    "gone": b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n",
-}
-
-async def one(loop):
-    while True:
-        client = socket.socket()
-        client.setblocking(False)
-        try:
-            await loop.sock_connect(client, ("127.0.0.1", port))
-            await loop.sock_sendall(client, SAID[kind])
-            if kind == "gone":
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            elif kind in ("endless", "body"):
-                while True:
-                    await loop.sock_sendall(client, b"x" * (1 if kind == "endless" else 65536))
-                    await asyncio.sleep(0)
-            else:
-                while await loop.sock_recv(client, 65536):
-                    pass
-        except OSError:
-            pass
-        finally:
-            client.close()
-
-async def main():
-    loop = asyncio.get_running_loop()
-    clients = [asyncio.create_task(one(loop)) for _ in range(600)]
-    print("on", flush=True)
-    await loop.run_in_executor(None, sys.stdin.read)
-    for client in clients:
-        client.cancel()
-
-asyncio.run(main())
-"""
-
-
-@pytest.mark.parametrize("kind", ["silent", "garbage", "tls", "endless", "body", "good", "gone"])
-def test_a_flood_leaves_the_loop_to_the_others(kind: str, tmp_path: Path) -> None:
-    """600 clients that come again and again: control connections are answered, and so is a CA."""
-
-    async def main() -> None:
-        async with flooded(kind, tmp_path) as (listener, port):
-            for _ in range(10):
-                assert await control.ask(tmp_path / "control.sock", Request("status"), UNTIL) == "fine"
-                assert listener.connections <= plain.MOST_CONNECTIONS
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(CHALLENGE)
-                assert answered(await asyncio.wait_for(reader.read(), UNTIL))
-                writer.close()
-
-    run(main)
-
-
-@asynccontextmanager
-async def flooded(kind: str, folder: Path) -> AsyncIterator[tuple[PlainListener, int]]:
-    async def fine(_request: Request, _connection: socket.socket) -> object:
-        return "fine"
-
-    on, path = listening(), folder / "control.sock"
-    controlled = control.listen(path)
-    controls = ControlServer(controlled, fine)
-    listener = PlainListener([on], Site(("a",), 443, {TOKEN: ANSWER}))
-    port = on.getsockname()[1]
-    pipe = asyncio.subprocess.PIPE
-    flood = await asyncio.create_subprocess_exec(sys.executable, "-c", FLOOD, str(port), kind, stdin=pipe, stdout=pipe)
-    try:
-        controls.start()
-        listener.start()
-        assert flood.stdout is not None
-        assert await asyncio.wait_for(flood.stdout.readline(), UNTIL) == b"on\n"
-        yield listener, port
-    finally:
-        flood.kill()
-        await flood.wait()
-        await listener.close()
-        await controls.pause()
-        controlled.close()
-        on.close()
