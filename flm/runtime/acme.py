@@ -48,6 +48,7 @@ LONGEST_WAIT_SECONDS: Final = schedule.LONGEST_BACKOFF_SECONDS + 1.0  # longer o
 WINDOW_SECONDS: Final = 21_600.0  # between two questions for the CA's renewal window (RFC 9773 §4.3.2)
 SHORTEST_WINDOW_SECONDS: Final = 60.0
 _ROW: Final = "acme"
+_DUE: Final = "it is due"
 _HOPELESS: Final = frozenset({"rejected", "local"})  # the same question gets the same answer
 
 log = logging.getLogger("flm.supervisor")
@@ -109,6 +110,8 @@ class AcmeKeeper:
         self._row = CertificateRow(id=_ROW)
         self._known = False  # whether the row on disk was read
         self._unsaved = False
+        self._brief = 0  # certificates in a row that were due again as soon as they were there
+        self._apart_until = 0.0
         self.pair: Pair | None = None
         self.last_error: str | None = None
 
@@ -177,9 +180,18 @@ class AcmeKeeper:
         if reason is None or self._backing_off(now):
             return
         log.info("the certificate is renewed: %s", reason)
+        former = self.pair
         refused = await self._attempt(settings, _log_step)
         if refused is not None:
             log.error("the certificate was not renewed: %s", self.last_error)
+        elif former is not None and self.pair is not None and reason == _DUE:
+            self._keep_apart(former, self.pair, now)
+
+    def _keep_apart(self, former: Pair, pair: Pair, now: float) -> None:
+        """Bother no CA with one renewal after the other because it, or the clock here, says that each one is due."""
+        briefly = schedule.lived_briefly(former.not_before, pair.not_before, pair.not_after)
+        self._brief = self._brief + 1 if briefly else 0
+        self._apart_until = now + schedule.apart(self._brief, pair.not_before, pair.not_after)
 
     async def _reason(self, settings: Settings, now: float) -> str | None:
         if self.pair is None:
@@ -193,7 +205,8 @@ class AcmeKeeper:
             return f"it is not for {', '.join(missing)}"
         if self._row.directory not in ("", self._directory(settings)):
             return "another directory is set"
-        return "it is due" if now >= self._due() else None
+        apart = 0 < self._apart_until - now <= schedule.LONGEST_APART_SECONDS
+        return _DUE if now >= self._due() and not apart else None
 
     def _backing_off(self, now: float) -> bool:
         wait = (self._row.next_attempt_at or 0.0) - now
@@ -228,7 +241,7 @@ class AcmeKeeper:
         now = self._clock()
         if self.pair is None:
             return schedule.next_check(now, self._row.next_attempt_at or now)
-        wanted = max(self._due(), self._row.next_attempt_at or 0.0)
+        wanted = max(self._due(), self._row.next_attempt_at or 0.0, self._apart_until)
         return schedule.next_check(now, min(wanted, self._row.window_next_at or wanted))
 
     # --- one attempt -------------------------------------------------------------------------------------------

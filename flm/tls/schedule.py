@@ -18,6 +18,12 @@ EARLIER_BY: Final = 0.05  # of the lifetime, at most and by chance
 LEFT_AT_LATEST: Final = 0.1  # of the lifetime, whatever a CA suggests: what a failure or two may take
 LONG_PAST_SECONDS: Final = 86_400.0  # a window that closed this long before the certificate began is a mistake
 
+# A certificate that was renewed sooner than this part of its life says that a CA wants each one renewed at once, or that
+# the clock here is wrong: then the next ones are put apart, by a minute, four, sixteen, and this part at most.
+BRIEF_LIFE: Final = 0.05
+APART_SECONDS: Final = 60.0
+LONGEST_APART_SECONDS: Final = 21_600.0
+
 LOOK_SECONDS: Final = 600.0  # a clock that was set, or a certificate that was swapped, is noticed by then
 SHORTEST_LOOK_SECONDS: Final = 5.0
 
@@ -65,6 +71,20 @@ def _makes_sense(window: tuple[float, float], not_before: float, not_after: floa
     start, end = window
     in_order = math.isfinite(start) and math.isfinite(end) and start <= end
     return in_order and end <= not_after and end >= not_before - LONG_PAST_SECONDS
+
+
+def lived_briefly(former: float, not_before: float, not_after: float) -> bool:
+    """Whether the certificate that was valid from `former` on gave way too soon to one of these dates."""
+    return not_before - former < BRIEF_LIFE * (not_after - not_before)
+
+
+def apart(brief: int, not_before: float, not_after: float) -> float:
+    """Seconds for which a certificate is not renewed for being due, after `brief` in a row that lived briefly. None
+    is kept back for its last tenth: a wait is a twentieth of the life at most, and six hours."""
+    if brief <= 0:
+        return 0.0
+    longest = min(LONGEST_APART_SECONDS, BRIEF_LIFE * max(0.0, not_after - not_before))
+    return min(APART_SECONDS * 4.0 ** min(brief - 1, _MOST_DOUBLINGS), longest)
 
 
 def next_check(now: float, due: float) -> float:

@@ -418,6 +418,29 @@ def test_the_window_of_the_ca_is_obeyed_and_an_absurd_one_is_not(tmp_path: Path)
     run(main)
 
 
+@pytest.mark.parametrize("jump", [0.0, 70 * DAY])
+def test_a_ca_or_a_clock_that_says_now_each_time_is_not_followed_each_time(tmp_path: Path, jump: float) -> None:
+    """`jump`: the clock is set forward, so that each new certificate looks old."""
+
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), pair())
+        await bench.obtain()
+        bench.now += jump
+        bench.windows = [] if jump else [(NOW - 2, NOW - 1, 60.0)] * 1000
+        bench.outcomes = [pair() for _ in range(1000)]
+        began, asked = bench.now, len(bench.asked)
+        while bench.now < began + DAY:
+            await bench.look()
+            pause = bench.keeper.pause()
+            assert 0 < pause <= 600
+            bench.now += pause
+        assert 1 < len(bench.asked) - asked <= 10
+        await bench.look(acme__domain=f"{NAME}, new.example.com")  # what a person changes holds at once
+        assert bench.asked[-1].names == [NAME, "new.example.com"]
+
+    run(main)
+
+
 def test_a_window_that_cannot_be_had_changes_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path, pair(), first := pair())

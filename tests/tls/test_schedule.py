@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flm.tls.schedule import BACKOFF, LONGEST_BACKOFF_SECONDS, backoff, due, next_check
+from flm.tls.schedule import BACKOFF, LONGEST_BACKOFF_SECONDS, apart, backoff, due, lived_briefly, next_check
 from flm.tls.words import KINDS
 
 BORN = 1_795_000_000.0
@@ -118,6 +118,43 @@ class TestDue:
         end, window = begin + lifetime, (begin + 0.1 * lifetime, begin + 0.2 * lifetime)
         assert due(begin, end, None, less) >= due(begin, end, None, more)
         assert due(begin, end, window, less) <= due(begin, end, window, more)
+
+
+class TestApart:
+    """A CA, or a clock, by which each new certificate is due at once."""
+
+    @pytest.mark.parametrize("lifetime", LIFETIMES)
+    def test_one_that_lived_briefly(self, lifetime: float) -> None:
+        end = BORN + lifetime
+        assert lived_briefly(BORN, BORN, end)
+        assert lived_briefly(BORN - 0.049 * lifetime, BORN, end)
+        assert not lived_briefly(BORN - 0.051 * lifetime, BORN, end)
+        assert not lived_briefly(BORN - lifetime / 2, BORN, end)  # as is usual
+
+    @pytest.mark.parametrize(
+        ("lifetime", "waits"),
+        [
+            (90 * DAY, [0, 60, 240, 960, 3840, 15_360, 21_600, 21_600]),
+            (6 * DAY, [0, 60, 240, 960, 3840, 15_360, 21_600, 21_600]),
+            (3600.0, [0, 60, 180, 180]),
+            (300.0, [0, 15, 15]),
+            (-300.0, [0, 0]),
+        ],
+    )
+    def test_the_next_ones_are_put_apart(self, lifetime: float, waits: list[float]) -> None:
+        assert [apart(brief, BORN, BORN + lifetime) for brief in range(len(waits))] == waits
+
+    @given(st.integers(), births, lifetimes)
+    @example(10**400, BORN, 90 * DAY)
+    def test_never_so_far_that_one_would_end(self, brief: int, begin: float, lifetime: float) -> None:
+        assert 0 <= apart(brief, begin, begin + lifetime) <= 0.05 * lifetime + 1e-6 * (begin + lifetime)
+
+    def test_a_ca_that_always_says_now_is_asked_a_few_times_a_day(self) -> None:
+        moment, brief, asked = 0.0, 0, 0
+        while moment < DAY:
+            brief, asked = brief + 1, asked + 1
+            moment += apart(brief, 0.0, 90 * DAY)
+        assert asked <= 10
 
 
 class TestNextCheck:
