@@ -1,4 +1,7 @@
-"""The tests of this folder in two processes side by side, since they mostly wait: `python -m tests.acme -x`."""
+"""The tests of this folder in two processes side by side, since they mostly wait: `python -m tests.acme -x`.
+
+One runs the attempts of a child that is asked by the test, the other one single issuances and whole proxies.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import sys
 
 from tests.side_by_side import run
 
-BESIDE = ("tests/acme/test_refusals.py", "tests/acme/test_unreached.py")
+BESIDE = tuple(
+    f"tests/acme/test_{name}.py" for name in ("refusals", "unreached", "killed_attempts", "renewal", "surroundings")
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -244,6 +244,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave together, or each answer would wait 40 ms for an acknowledgement
     server: _Server
 
     def do_GET(self) -> None:
