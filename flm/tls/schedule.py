@@ -18,7 +18,7 @@ EARLIER_BY: Final = 0.05  # of the lifetime, at most and by chance
 LEFT_AT_LATEST: Final = 0.1  # of the lifetime, whatever a CA suggests: what a failure or two may take
 LONG_PAST_SECONDS: Final = 86_400.0  # a window that closed this long before the certificate began is a mistake
 
-# A certificate that was renewed sooner than this part of its life says that a CA wants each one renewed at once, or that
+# A certificate that gave way sooner than this part of its life says that a CA wants each one renewed at once, or that
 # the clock here is wrong: then the next ones are put apart, by a minute, four, sixteen, and this part at most.
 BRIEF_LIFE: Final = 0.05
 APART_SECONDS: Final = 60.0
