@@ -39,6 +39,12 @@ _BEGIN: Final = b"-----BEGIN "
 _DASHES: Final = b"-----"
 _LONGEST_LABEL: Final = 64
 
+# What the library raises for a certificate that is none; warnings where somebody has made them errors.
+_UNREADABLE: Final = (
+    ValueError, TypeError, UnsupportedAlgorithm, Warning,
+    x509.UnsupportedGeneralNameType, x509.DuplicateExtension, x509.InvalidVersion,
+)  # fmt: skip
+
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
 
@@ -185,10 +191,10 @@ def _certificate(block: bytes) -> x509.Certificate:
         certificate = x509.load_pem_x509_certificate(block)
         _ = certificate.extensions, certificate.subject, certificate.issuer  # decoded late, and damaged maybe
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.serial_number
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType, x509.DuplicateExtension):
+    except _UNREADABLE:
         raise _failed("one of its certificates is damaged") from None
-    except x509.InvalidVersion:
-        raise _failed("one of its certificates is of an unknown version") from None
+    if certificate.serial_number <= 0:
+        raise _failed("one of its certificates has a serial number that is not positive, which RFC 5280 forbids")
     return certificate
 
 

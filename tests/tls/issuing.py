@@ -74,8 +74,9 @@ def make(
     ends: float = NOW + 90 * DAY,
     digest: hashes.HashAlgorithm | None = hashes.SHA256(),  # noqa: B008 - has no state
     usage: tuple[x509.ObjectIdentifier, ...] = (),
+    constraints: tuple[x509.NameConstraints, bool] | None = None,
 ) -> Issued:
-    """A certificate for `names`, signed by `by`, or by itself."""
+    """A certificate for `names`, signed by `by`, or by itself. `constraints`: and whether they are critical."""
     key = key or ec.generate_private_key(CURVE)
     builder = (
         x509.CertificateBuilder()
@@ -91,6 +92,8 @@ def make(
         builder = builder.add_extension(x509.SubjectAlternativeName(list(map(alternative, names))), critical=False)
     if usage:
         builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+    if constraints:
+        builder = builder.add_extension(constraints[0], critical=constraints[1])
     certificate = builder.sign(by.key if by else key, digest)
     above = [] if by is None or by.is_root else [by.certificate, *by.above]
     return Issued(key, certificate, above)

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -104,14 +105,14 @@ class TestRoot:
         assert ours.public_file.read_bytes() == root.chain_pem
 
     def test_eight_processes_at_once_make_one(self, tmp_path: Path) -> None:
-        with multiprocessing.get_context("spawn").Pool(8) as pool:
-            leaves = pool.starmap(_root_and_leaf, [(tmp_path / "certs",)] * 16)
-        assert len(set(leaves)) == 1
-        assert sorted(each.name for each in (tmp_path / "certs").iterdir()) == [
-            "local-root.crt",
-            "local.pem",
-            "root.pem",
-        ]
+        folders = [tmp_path / str(number) / "certs" for number in range(10)]
+        context = multiprocessing.get_context("spawn")
+        barrier = context.Barrier(8)
+        with context.Pool(8, _wait_at, (barrier,)) as pool:
+            answers = pool.map(_leaves, [folders] * 8, chunksize=1)
+        assert all(answer == answers[0] for answer in answers)
+        for folder in folders:
+            assert sorted(each.name for each in folder.iterdir()) == ["local-root.crt", "local.pem", "root.pem"]
 
     @pytest.mark.parametrize("step", ["fsync", "rename"])
     @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
@@ -188,11 +189,49 @@ class TestRoot:
             assert "`flm certs replace`" in message
         assert path.read_bytes() == content
 
+    @pytest.mark.parametrize(
+        ("ca", "constraints", "critical"),
+        [
+            (True, x509.NameConstraints([x509.DNSName("local")], None), False),  # which clients may overlook
+            (True, x509.NameConstraints(None, [x509.DNSName("example")]), True),
+            (False, x509.NameConstraints([x509.DNSName("local")], None), True),
+        ],
+    )
+    def test_one_that_bounds_nothing_is_refused(
+        self, ours: LocalAuthority, tmp_path: Path, ca: bool, constraints: x509.NameConstraints, critical: bool
+    ) -> None:
+        theirs = make("theirs", ca=ca, constraints=(constraints, critical))
+        write_atomically(tmp_path / "certs/root.pem", theirs.key_pem + theirs.pem)
+        assert "or it may vouch for any site" in failure(lambda: ours.root(NOW))
+
     def test_a_link_is_refused(self, ours: LocalAuthority, tmp_path: Path) -> None:
         ours.root(NOW)
         (tmp_path / "certs/root.pem").rename(tmp_path / "elsewhere")
         (tmp_path / "certs/root.pem").symlink_to(tmp_path / "elsewhere")
         assert "symbolic link" in failure(lambda: ours.root(NOW), CommandCode.IO_ERROR)
+
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    def test_a_replacement_that_is_killed_leaves_one_root_and_loses_none(self, tmp_path: Path, number: int) -> None:
+        ours = LocalAuthority(tmp_path / "certs")
+        old = ours.root(NOW)
+        program = (
+            "import os, signal, sys; from pathlib import Path; from flm.tls import files\n"
+            "from flm.tls.local import LocalAuthority\n"
+            "steps, real = [], os.rename\n"
+            "def counted(*arguments):\n"
+            "    steps.append(arguments)\n"
+            f"    if len(steps) == {number}: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return real(*arguments)\n"
+            "os.rename = counted\n"
+            f"LocalAuthority(Path(sys.argv[1])).replace({NOW})"
+        )
+        done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "certs")], timeout=60, check=False)
+        assert done.returncode == -signal.SIGKILL
+        root = ours.root(NOW)
+        assert ours.public_file.read_bytes() == root.chain_pem
+        kept = [read_pair(each) for each in (tmp_path / "certs").glob("root*.pem")]
+        assert old in kept
+        certificate(ours.leaf(["localhost"], NOW)).verify_directly_issued_by(certificate(root))
 
     @pytest.mark.parametrize("content", [None, b"nonsense", b"ours"])
     def test_replace(self, ours: LocalAuthority, tmp_path: Path, content: bytes | None) -> None:
@@ -319,6 +358,18 @@ class TestLeaf:
         assert not any(line in said for pair in (root, leaf) for line in pair.key_pem.decode().split("\n")[1:-2])
 
 
-def _root_and_leaf(folder: Path) -> tuple[str, str]:
-    ours = LocalAuthority(folder)
-    return ours.root(NOW).fingerprint, ours.leaf(["localhost"], NOW).fingerprint
+_barriers: list[threading.Barrier] = []
+
+
+def _wait_at(barrier: threading.Barrier) -> None:
+    _barriers.append(barrier)
+
+
+def _leaves(folders: list[Path]) -> list[tuple[str, str]]:
+    """Of each folder, which all processes enter together, the leaf and the root."""
+    found = []
+    for folder in folders:
+        _barriers[0].wait(60)
+        ours = LocalAuthority(folder)
+        found.append((ours.leaf(["localhost"], NOW).fingerprint, ours.root(NOW).fingerprint))
+    return found

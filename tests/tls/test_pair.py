@@ -154,6 +154,15 @@ class TestRead:
         )
         assert "of a kind that TLS servers do not use" in refusal(pem + LEAF.chain)
 
+    @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+    @pytest.mark.parametrize("first", [0x80, 0xF0])
+    def test_a_serial_number_that_is_not_positive(self, first: int) -> None:
+        der = bytearray(LEAF.certificate.public_bytes(serialization.Encoding.DER))
+        size = (LEAF.certificate.serial_number.bit_length() + 8) // 8
+        at = der.index(LEAF.certificate.serial_number.to_bytes(size))
+        der[at : at + size] = bytes([first]) + bytes(size - 1)
+        assert "not positive" in refusal(LEAF.key_pem + ssl.DER_cert_to_PEM_cert(bytes(der)).encode())
+
     def test_a_chain_by_what_is_no_authority(self) -> None:
         leaf = ROOT.issue("not an authority", ("a.example",)).issue("leaf", ("b.example",))
         assert "number 2 of it is none of an authority" in refusal(leaf.key_pem + leaf.chain)
