@@ -7,6 +7,7 @@ or an engine's message cannot steer the terminal. Knows no noun and no service.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +18,9 @@ from flm.errors import CommandError
 
 VERSION = "1.0"
 _FLM_COULD_NOT = 2
+_UNKNOWN = "unrecognized arguments: "  # argparse's words
+_key = re.compile(r"(flm_[0-9A-Za-z]{12}_)[0-9A-Za-z]{4,}")
+_value = re.compile(r"(--?[A-Za-z][\w-]*[ =])(?!-)\S+")
 
 
 def show(output: Output, format: str | None) -> None:  # noqa: A002 - the option's name
@@ -28,7 +32,11 @@ def show(output: Output, format: str | None) -> None:  # noqa: A002 - the option
 
 
 def show_error(code: str, message: str, format: str | None) -> None:  # noqa: A002
-    """Print an error: `{"error":{"code","message"}}`, or one line for people."""
+    """Print an error: `{"error":{"code","message"}}`, or one line for people. A key that was given as an argument by
+    mistake is not repeated, nor is what follows an option that there is not: `--api-key SECRET`."""
+    message = _key.sub(r"\1(removed)", message)
+    if message.startswith(_UNKNOWN):
+        message = _UNKNOWN + _value.sub(r"\1…", message.removeprefix(_UNKNOWN))
     if format == "text":
         _write(f"{code}: {printable(message)}\n")
     else:

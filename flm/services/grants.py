@@ -20,16 +20,19 @@ LONGEST_ENGINE: Final = 128
 _NEVER_IN_IDS: Final = frozenset("/*, ")
 _SHOWN: Final = 80
 # A key, or so much of one that its secret has begun: a whole one is longer than a label.
-_KEY: Final = re.compile(r"flm_[0-9A-Za-z]{12}_[0-9A-Za-z]{4}")
+_key: Final = re.compile(r"flm_[0-9A-Za-z]{12}_[0-9A-Za-z]{4}")
+
+
+def refuse_key(text: str, what: str) -> None:
+    """Raises USAGE if `what` holds a key: it would be kept, and shown."""
+    if _key.search(text):
+        raise _usage(f"{what} holds an API key, which would be shown in lists; choose another one, and revoke the key")
 
 
 def checked_label(label: str) -> str:
     """1 to LONGEST_LABEL printable characters without blanks around them, and no key among them."""
     label = label.strip()
-    if _KEY.search(label):
-        raise _usage(
-            "the label holds an API key, which would be shown in lists; choose another one, and revoke the key"
-        )
+    refuse_key(label, "the label")
     if not 1 <= len(label) <= LONGEST_LABEL or not label.isprintable():
         raise _usage(f"a label has 1 to {LONGEST_LABEL} printable characters, not {label[:_SHOWN]!r}")
     return label
@@ -67,6 +70,7 @@ def checked_engines(engines: Sequence[str]) -> tuple[str, ...]:
 
 def _checked(texts: Sequence[str], what: str, longest: int) -> tuple[str, ...]:
     for text in texts:
+        refuse_key(text, what)
         if not 1 <= len(text) <= longest or not text.isprintable() or text != text.strip():
             raise _usage(
                 f"{what} has 1 to {longest} printable characters, none of them a blank at an end, not {text[:_SHOWN]!r}"

@@ -20,6 +20,7 @@ from flm.config import resolve
 from flm.errors import CommandCode, CommandError, RequestError
 from flm.policy.routing import SCHEME, RouteIndex, model_id, split_model_id
 from flm.services.engines import EngineService, Model
+from flm.services.grants import refuse_key
 from flm.services.notice import put_in_force
 from flm.snapshot import SERVING, Engine
 from flm.store import engines as rows
@@ -127,10 +128,12 @@ def _check_alias(alias: str) -> None:
         message = f"an alias must not look like a model id (`{SCHEME}…`), which always means what it says"
         raise CommandError(CommandCode.USAGE, message)
     _check_text("an alias", alias)
+    refuse_key(alias, "the alias")
 
 
 def _check_target(target: str) -> None:
     _check_text("a target", target)
+    refuse_key(target, "the target")
     if target.startswith(SCHEME):
         try:
             split_model_id(target)

@@ -66,3 +66,32 @@ def test_secrets_are_nowhere_after_traffic(flm: Flm, home: Path, tmp_path: Path)
     allowed = ("security.db", "security.db-wal", "run/shared")
     assert [name for name in holders(ENGINE_SECRET, places) if not name.endswith(allowed)] == []
     assert holders(ENGINE_SECRET, places)  # a search that finds what is there
+
+
+def test_a_secret_that_is_given_as_an_argument_by_mistake_is_not_repeated(flm: Flm, home: Path) -> None:
+    key = flm("api-keys", "create", "--label", "a").data["key"]
+    url = ("--id", "x", "--kind", "openai", "--url", "http://127.0.0.1:1")
+    mistakes = [
+        (key,),
+        ("api-keys", "revoke", key),
+        ("api-keys", "create", "--label", "x", "--scope", key),
+        ("api-keys", "create", "--label", "x", "--model", key),
+        ("api-keys", "create", "--label", "x", "--engine", key),
+        ("models", "alias", "set", key, "m"),
+        ("models", "alias", "set", "m", key),
+        ("config", "set", key, "1"),
+        ("proxy", "start", "--port", key),
+        ("security", "audit-logs", "--limit", key),
+        ("engines", "add", *url, "--api-key", key),
+        ("engines", "add", *url, "--api-key", ENGINE_SECRET),
+        ("engines", "add", *url, f"--api-key={ENGINE_SECRET}"),
+    ]
+    for words in mistakes:
+        for more in ((), ("--format", "text")):
+            said = flm(*words, *more)
+            assert said.code == 1, words
+            assert said.out, words
+            for secret in (key[17:], key[17:40], ENGINE_SECRET):
+                assert secret not in said.out + said.err, words
+    assert holders(key[17:40], everything(home, [])) == []
+    assert flm("engines", "add", *url, "--api-key", ENGINE_SECRET).error[1] == "unrecognized arguments: --api-key …"
