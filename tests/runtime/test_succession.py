@@ -14,7 +14,7 @@ import pytest
 
 from flm.errors import CommandError
 from flm.runtime import succession
-from flm.runtime.boot import SupervisorBoot, SupervisorState, WarmState, WorkerState, pack, unpack
+from flm.runtime.boot import Served, SupervisorBoot, SupervisorState, Tls, WarmState, WorkerState, pack, unpack
 from flm.runtime.preflight import check
 from flm.services.proxy import Started
 from tests.runtime.harness import Running, get, prepare, run
@@ -100,9 +100,11 @@ def test_state_survives_the_way_over() -> None:
         instance_id="i",
         started_at="t",
         generation=2,
-        address="::1",
-        port=1,
+        served=Served("https-acme", "*", 1, 2),
+        mode="dev-selfsigned",
+        tls=Tls(b"key and chain", "1.3", ("a.example",), hsts=False),
         listening_fds=[4],
+        plain_fds=[18],
         shared_fd=5,
         keyring_fd=6,
         buckets_fd=16,
@@ -117,4 +119,4 @@ def test_state_survives_the_way_over() -> None:
         chat_keys={"k": 1.0},
     )
     assert unpack(pack(state), SupervisorState) == state
-    assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]
+    assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
