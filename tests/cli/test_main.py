@@ -296,7 +296,7 @@ def test_every_noun_is_registered_with_handlers() -> None:
         (("models",), "list   the models of all engines that serve"),
         (("engines",), "remove  unregister one"),
         (("proxy",), "status   what runs"),
-        (("security",), "backup       an encrypted copy"),
+        (("security",), "backup        an encrypted copy"),
         (("models", "alias"), "remove  forget a name"),
     ],
 )

@@ -5,23 +5,39 @@ from __future__ import annotations
 import pytest
 
 from flm.runtime import handle
+from flm.runtime.boot import Served
 from flm.runtime.handle import Endpoints, endpoints, url_host
 
 
 @pytest.mark.parametrize(
-    ("address", "expected"),
+    ("bind", "expected"),
     [
-        ("127.0.0.1", Endpoints("http://127.0.0.1:80", None, None)),
-        ("::1", Endpoints("http://[::1]:80", None, None)),
-        ("0.0.0.0", Endpoints("http://127.0.0.1:80", "http://10.1.2.3:80", None)),
-        ("::", Endpoints("http://[::1]:80", None, None)),
-        ("192.168.1.5", Endpoints(None, "http://192.168.1.5:80", None)),
-        ("fe80::1", Endpoints(None, "http://[fe80::1]:80", None)),
+        ("127.0.0.1", Endpoints("http://127.0.0.1:81", None, None)),
+        ("::1", Endpoints("http://[::1]:81", None, None)),
+        ("0.0.0.0", Endpoints("http://127.0.0.1:81", "http://10.1.2.3:81", None)),
+        ("*", Endpoints("http://127.0.0.1:81", "http://10.1.2.3:81", None)),
+        ("::", Endpoints("http://[::1]:81", None, None)),
+        ("192.168.1.5", Endpoints(None, "http://192.168.1.5:81", None)),
+        ("fe80::1", Endpoints(None, "http://[fe80::1]:81", None)),
     ],
 )
-def test_endpoints(address: str, expected: Endpoints, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handle, "_own_address", lambda: "10.1.2.3")
-    assert endpoints(address, 80) == expected
+def test_endpoints(bind: str, expected: Endpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handle, "own_address", lambda: "10.1.2.3")
+    assert endpoints(Served("local-http", bind, 81, 0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("served", "names", "expected"),
+    [
+        (Served("local-http", "127.0.0.1", 80, 0), (), Endpoints("http://127.0.0.1", None, None)),
+        (Served("dev-selfsigned", "127.0.0.1", 80, 443), (), Endpoints("https://127.0.0.1", None, None)),
+        (Served("dev-selfsigned", "127.0.0.1", 1, 2), (), Endpoints("https://127.0.0.1:2", None, None)),
+        (Served("https-acme", "*", 80, 443), ("a.example", "b.example"), Endpoints(None, None, "https://a.example")),
+        (Served("https-acme", "127.0.0.1", 1, 2), ("a.example",), Endpoints(None, None, "https://a.example:2")),
+    ],
+)
+def test_endpoints_of_https(served: Served, names: tuple[str, ...], expected: Endpoints) -> None:
+    assert endpoints(served, names) == expected
 
 
 def test_url_host() -> None:
