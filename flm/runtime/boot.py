@@ -139,12 +139,14 @@ class WarmState(msgspec.Struct, frozen=True):
 
 
 class SupervisorState(msgspec.Struct, frozen=True):
-    """Everything that a supervisor passes to itself over exec; times are RFC 3339. `life_fds`: read end, write end.
-    `served`: what the settings asked for; `mode`: what is served, perhaps a fallback."""
+    """Everything that a supervisor passes to itself over exec; times are RFC 3339. `began`: the start, in
+    seconds of the monotonic clock, which goes on over exec. `life_fds`: read end, write end. `served`: what the
+    settings asked for; `mode`: what is served, perhaps a fallback."""
 
     boot: SupervisorBoot
     instance_id: str
     started_at: str
+    began: float
     generation: int
     served: Served
     mode: Mode

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import datetime
 from pathlib import Path
 
 from flm import __version__
@@ -21,6 +20,7 @@ def describe(
     instance_id: str,
     state: str,
     started_at: str,
+    began: float,
     address: tuple[str, int],
     front: Front,
     settings: Settings,
@@ -30,7 +30,8 @@ def describe(
     audit: AuditLine,
     log_file: Path | None,
 ) -> Handle:
-    """The handle at this moment. `address`: what the workers' sockets are bound to."""
+    """The handle at this moment. `address`: what the workers' sockets are bound to. `began`: the start, in seconds
+    of the monotonic clock: the wall clock may have been set since."""
     serving = generations.serving
     served = served_by(settings, front)
     names = domains(settings) if served.mode == "https-acme" else ()
@@ -50,7 +51,7 @@ def describe(
         draining_pids=sorted(member.pid for member in generations.draining),
         generation=generations.number,
         started_at=started_at,
-        uptime=round(max(0.0, time.time() - datetime.fromisoformat(started_at).timestamp()), 3),
+        uptime=round(time.monotonic() - began, 3),
         engines=[EngineLine(engine.id, engine.kind, engine.status) for engine in engines],
         in_flight=total(generations, IN_FLIGHT),
         requests=total(generations, REQUESTS),

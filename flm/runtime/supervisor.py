@@ -60,6 +60,7 @@ class Supervisor:
         self._resumed = resumed
         self._folder = Folder(Path(boot.root), Path(boot.config), Path(boot.security))
         self._id = resumed.instance_id if resumed else os.urandom(16).hex()
+        self._began = resumed.began if resumed else time.monotonic()
         self._started_at = resumed.started_at if resumed else timestamp(time.time())
         self._publisher = Publisher(self._folder, boot.flags, self._id)
         self._last_uses = LastUses(self._folder)
@@ -109,6 +110,7 @@ class Supervisor:
             instance_id=self._id,
             state=self._state,
             started_at=self._started_at,
+            began=self._began,
             address=self._address,
             front=self._front,
             settings=settings,
@@ -375,6 +377,7 @@ class Supervisor:
             boot=self._boot,
             instance_id=self._id,
             started_at=self._started_at,
+            began=self._began,
             generation=self._generations.number,
             served=self._asked,
             mode=self._front.mode,

@@ -260,3 +260,35 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
                         pass
 
     run(main)
+
+
+AEAD = {"ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"}
+
+
+def accepted(proxy: Running, suite: str) -> bool:
+    """Whether a client that offers this one suite of TLS 1.2 is served."""
+    context = limited(proxy, ssl.TLSVersion.TLSv1_2)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(f"{suite}:@SECLEVEL=0")
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as connection,
+            context.wrap_socket(connection, server_hostname="localhost") as secure,
+        ):
+            assert secure.compression() is None
+            return True
+    except OSError:
+        return False
+
+
+def test_of_all_suites_of_tls_1_2_only_those_with_forward_secrecy_and_aead_are_accepted(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, tls__min_version="1.2", **DEV) as proxy:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.set_ciphers("ALL:COMPLEMENTOFALL:@SECLEVEL=0")
+            suites = [suite["name"] for suite in context.get_ciphers() if suite["protocol"] != "TLSv1.3"]
+            assert len(suites) > len(AEAD) * 5  # CBC, RSA key exchange, no encryption at all, …
+            taken = {suite for suite in suites if await asyncio.to_thread(accepted, proxy, suite)}
+            assert taken == AEAD
+
+    run(main)

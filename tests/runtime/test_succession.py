@@ -17,7 +17,7 @@ from flm.runtime import succession
 from flm.runtime.boot import Served, SupervisorBoot, SupervisorState, Tls, WarmState, WorkerState, pack, unpack
 from flm.runtime.preflight import check
 from flm.services.proxy import Started
-from tests.runtime.harness import Running, get, prepare, run
+from tests.runtime.harness import Running, get, prepare, run, running
 
 
 @pytest.fixture
@@ -99,6 +99,7 @@ def test_state_survives_the_way_over() -> None:
         boot=boot,
         instance_id="i",
         started_at="t",
+        began=1.5,
         generation=2,
         served=Served("https-acme", "*", 1, 2),
         mode="dev-selfsigned",
@@ -120,3 +121,14 @@ def test_state_survives_the_way_over() -> None:
     )
     assert unpack(pack(state), SupervisorState) == state
     assert sorted(succession.descriptors(state)) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
+
+
+def test_uptime_goes_on_over_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as proxy:
+            before = await proxy.handle()
+            after = await proxy.service.restart()
+            assert before.uptime < after.uptime < before.uptime + 60
+            assert after.started_at == before.started_at
+
+    run(main)
