@@ -21,6 +21,7 @@ EXPOSED: Final = (
     "x-request-id",
     "x-flm-warnings",
     "x-should-retry",
+    "server-timing",
     "retry-after",
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",

@@ -38,7 +38,7 @@ _REQUEST_PREFIXES: Final = (
 _REQUEST_SUFFIXES: Final = (b"-ip", b"-clientip", b"-user")  # who the client is, in whatever proxy's words
 _CREDENTIAL = re.compile(rb"auth|api-?key|-key$|token|secret|cookie|credential|passw|passphrase|session").search
 _ANSWER: Final = _HOP | frozenset(
-    b"content-length content-location location refresh date server via x-powered-by x-request-id".split()
+    b"content-length content-location location refresh date server via x-powered-by server-timing x-request-id".split()
     + b"set-cookie set-cookie2 www-authenticate authentication-info clear-site-data".split()
     + b"alt-svc strict-transport-security public-key-pins nel report-to reporting-endpoints".split()
     + b"timing-allow-origin service-worker-allowed origin-agent-cluster x-should-retry".split()

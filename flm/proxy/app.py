@@ -248,6 +248,7 @@ class App:
             principal = self._authenticate(view, fields.get(b"authorization"), address)
             record.api_key_id = principal.key_id
             exchange.restriction = principal.restriction
+            exchange.timed = bool(principal.scopes & scopes.TIMING)
             self._context.key_used(principal.key_id)
             principal.demand(route.scope if route is not None else 0)
             self._admit(exchange, view)

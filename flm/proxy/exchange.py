@@ -46,6 +46,7 @@ class Exchange:
     """One request in progress."""
 
     __slots__ = (
+        "_asked",
         "_interruption",
         "_over",
         "_row",
@@ -66,6 +67,7 @@ class Exchange:
         "restriction",
         "scope",
         "send",
+        "timed",
         "watchdog",
     )
 
@@ -77,6 +79,8 @@ class Exchange:
         self.record = record
         self.head: Head | None = None
         self.restriction: Restriction | None = None  # of the key it came with
+        self.timed = False  # whether the key may learn where the time went
+        self._asked: float | None = None
         self.body_unread = True
         self.body_begun = False
         self.closing = False
@@ -100,6 +104,18 @@ class Exchange:
     def elapsed_ms(self) -> float:
         """Milliseconds since the request began."""
         return round((time.perf_counter() - self._started) * 1000, 2)
+
+    def asks(self) -> None:
+        """The engine is asked now."""
+        self._asked = time.perf_counter()
+
+    def timing(self) -> bytes:
+        """Where the time went until now (W3C Server Timing): FLM's own share before it asked an engine, and what came
+        after, in milliseconds."""
+        now = time.perf_counter()
+        asked = self._asked if self._asked is not None else now
+        own = b"flm;dur=%.2f" % ((asked - self._started) * 1000)
+        return own if self._asked is None else own + b", engine;dur=%.2f" % ((now - asked) * 1000)
 
     def audit(self, last: int) -> None:
         """Before the last bytes of the answer, `last` of them, are handed to the server: write its row, unless it is

@@ -61,6 +61,7 @@ async def infer(endpoint: Endpoint, exchange: Exchange, view: View, head: Head, 
         request = translation.request
         translation.request = msgspec.structs.replace(request, headers=request.headers + introduction)
     headers = _warnings(translation.changes, exchange)
+    exchange.asks()
     try:
         if translation.streaming:
             await _stream(exchange, view, target, translation, responder, headers)

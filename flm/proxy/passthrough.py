@@ -98,6 +98,7 @@ def _check_key(restriction: Restriction | None, engine_id: str) -> None:
 async def _without_body(exchange: Exchange, passing: Passing, responder: Responder) -> None:
     exchange.watch_client()
     request = UpstreamRequest(passing.path, b"", passing.method, passing.headers)
+    exchange.asks()
     with await passing.target.pool.send(request) as response:
         await _answer(passing.target, response, responder)
 
@@ -107,6 +108,7 @@ async def _without_body(exchange: Exchange, passing: Passing, responder: Respond
 
 async def _with_body(exchange: Exchange, view: View, head: Head, passing: Passing, responder: Responder) -> None:
     # The client is asked for its body (100 Continue) only when the engine is there to take it.
+    exchange.asks()
     upload = await passing.target.pool.upload(passing.method, passing.path, passing.headers, head.length)
     sender = _Sender(exchange, BodyReader(exchange, head.length, view.settings), upload)
     sending = exchange.loop.create_task(sender.run())

@@ -162,6 +162,8 @@ class Responder:
         headers += self._always
         headers += self._added
         headers.append((b"x-request-id", exchange.request_id.encode()))
+        if exchange.timed:
+            headers.append((b"server-timing", exchange.timing()))
         if exchange.closing and _CLOSE not in headers:
             headers.append(_CLOSE)
         await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
