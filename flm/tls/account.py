@@ -129,7 +129,7 @@ class Account:
         return self._keep(email=self._ask.email)
 
     def _refused(self, error: ProblemError) -> Refused:
-        doing = "asked to make an account" if not self._kept.url else "asked about the account"
+        doing = "asking to make an account" if not self._kept.url else "asking about the account"
         if error.problem.name == "unauthorized" and self._ask.eab_kid and not self._kept.url:
             return of_problem(error, doing, advice="see that acme.eab_kid and acme.eab_file are what the CA gave")
         if error.problem.name == "unauthorized":

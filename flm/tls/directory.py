@@ -45,7 +45,7 @@ def fetch(network: Network, url: str) -> tuple[Directory, float | None]:
     try:
         answer = network.get(url)
     except ProblemError as error:
-        raise of_problem(error, "asked for its directory", advice="see that acme.directory is right") from None
+        raise of_problem(error, "asking for its directory", advice="see that acme.directory is right") from None
     directory = answer.read(Directory, "an ACME directory")
     network.new_nonce = directory.new_nonce
     try:

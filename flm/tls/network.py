@@ -37,6 +37,8 @@ ANSWER_SECONDS: Final = 30.0  # from a request to its answer's next bytes; final
 _PAUSES: Final = (0.5, 1.5)  # seconds before a request that broke, or got a 5xx, is made again
 _CHUNK_BYTES: Final = 16_384
 _LONGEST_URL: Final = 2_048
+_PLAIN: Final = frozenset({404, 410, 429})  # which say what they mean without a problem document too
+_SHOWN_BYTES: Final = 2_000
 _PROBLEM: Final = "application/problem+json"
 
 _Shape = TypeVar("_Shape")
@@ -180,10 +182,11 @@ class Network:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             problem = None
         if problem is None or (problem.type is None and _media_type(response) != _PROBLEM):
-            if status == 429:
-                problem = Problem(title="429 Too Many Requests")
-            else:
+            if status not in _PLAIN:
                 raise _no_acme(url, status, content, "not the problem document that ACME asks for", wait)
+            problem = Problem(
+                title=f"HTTP {status}", detail=content[:_SHOWN_BYTES].decode("utf-8", "replace").strip() or None
+            )
         raise ProblemError(problem, status, wait, _links(url, response))
 
 
@@ -192,7 +195,7 @@ def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedReque
 
 
 def _no_acme(url: str, status: int, body: bytes, why: str, retry_after: float = 0.0) -> Refused:
-    start = body[:2_000].decode("utf-8", "replace")
+    start = body[:_SHOWN_BYTES].decode("utf-8", "replace")
     shown = f"; it begins with {quoted(start, 160)}" if start.strip() else ""
     advice = (
         "the CA is out of order, and FLM tries again later"

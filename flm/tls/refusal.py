@@ -124,20 +124,26 @@ _ADVICE: Final[dict[str, str]] = {
 }
 
 
+_FORGOTTEN: Final = frozenset({"accountDoesNotExist", "orderNotReady"})  # as a CA that was reset answers
+
+
 def of_problem(
     error: ProblemError, doing: str, *, name: str = "the name", issuer: str = "the CA's domain", advice: str = ""
 ) -> Refused:
-    """The refusal for a problem that came while `doing` something. `issuer`: what CAA records call the CA. `advice`:
-    what to do, if the type of the problem alone does not say it."""
+    """The refusal for a problem that came while FLM was `doing` something. `issuer`: what CAA records call the CA.
+    `advice`: what to do, if the type of the problem alone does not say it."""
     problem = error.problem
     if problem.name == "rateLimited" or error.status == 429:
         return _rate_limited(error, doing)
     if problem.name == "userActionRequired":
         return _terms(error)
     if problem.name == "serverInternal" or error.status >= 500:
-        message = f"the CA failed when {doing} (HTTP {error.status}); it said: {words_of(problem)}"
+        message = f"the CA failed while FLM was {doing} (HTTP {error.status}); it said: {words_of(problem)}"
         return Refused("server", f"{message}; {_ADVICE['serverInternal']}", error.retry_after)
-    message = f"the CA refused when {doing}; it said: {_all_words(problem)}"
+    if problem.name in _FORGOTTEN or error.status in (404, 410):
+        message = f"the CA does not have what it was asked for while FLM was {doing}; it said: {words_of(problem)}"
+        return Refused("server", f"{message}; {advice or 'FLM begins anew with the next attempt'}", error.retry_after)
+    message = f"the CA refused while FLM was {doing}; it said: {_all_words(problem)}"
     subject = problem.identifier.value if problem.identifier else name
     advice = advice or _ADVICE.get(problem.name, "").format(name=quoted(subject, 253).strip('"'), issuer=issuer)
     return Refused("rejected", f"{message}; {advice}" if advice else message, error.retry_after)
@@ -177,8 +183,8 @@ def _rate_limited(error: ProblemError, doing: str) -> Refused:
     wait = f"come again in {duration(error.retry_after)}" if error.retry_after else "it does not say for how long"
     return Refused(
         "rate_limited",
-        f"the CA asks to wait: its limit was reached when {doing}; it said: {words_of(error.problem)}; {wait}. "
-        "FLM tries again no earlier by itself; do not start it over and over, since each attempt counts",
+        f"the CA asks to wait: its limit was reached while FLM was {doing}; it said: {words_of(error.problem)}; "
+        f"{wait}. FLM tries again no earlier by itself; do not start it over and over, since each attempt counts",
         error.retry_after,
     )
 

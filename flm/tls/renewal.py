@@ -48,7 +48,7 @@ def window(ask: Ask, network: Network) -> tuple[float, float, float] | None:
     except ProblemError as error:
         if error.status == 404:
             return None
-        raise of_problem(error, "asked for a renewal window", advice="FLM renews by the certificate's dates") from None
+        raise of_problem(error, "asking for a renewal window", advice="FLM renews by the certificate's dates") from None
     found = answer.read(_Info, "a renewal window").suggested_window
     return found.start.timestamp(), found.end.timestamp(), answer.retry_after() or DEFAULT_RETRY_SECONDS
 

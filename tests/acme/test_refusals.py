@@ -30,7 +30,10 @@ def test_a_limit_in_seconds(front: Front, client: NewClient) -> None:
     front.always("order", problem("rateLimited", words, 429, retry_after=7200))
     no = attempt(client(front))
     assert (no.kind, no.retry_after) == ("rate_limited", 7200)
-    assert f'limit was reached when ordering a certificate for {NAME}; it said: "{words}" (rateLimited)' in no.message
+    assert (
+        f'limit was reached while FLM was ordering a certificate for {NAME}; it said: "{words}" (rateLimited)'
+        in no.message
+    )
     assert "come again in 2 h" in no.message
     assert front.count("order", 429) == 1
 

@@ -102,13 +102,14 @@ def test_a_login_page(front: Front, client: NewClient) -> None:
 
 
 def test_a_page_that_is_not_there(front: Front, client: NewClient) -> None:
-    front.always("directory", answer(404, b"404 page not found"))
+    front.always("directory", answer(404, b"<html>404 page not found"))
     no = attempt(client(front))
     assert no.kind == "server"
-    assert 'answered HTTP 404, and what came is not the problem document that ACME asks for; it begins with "404' in (
-        no.message
+    assert (
+        'what it was asked for while FLM was asking for its directory; it said: "<html>404 page not found"'
+        in no.message
     )
-    assert "see that acme.directory is the URL of an ACME directory" in no.message
+    assert "see that acme.directory is right" in no.message
 
 
 def test_a_redirect(front: Front, client: NewClient) -> None:
