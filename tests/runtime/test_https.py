@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -290,5 +291,39 @@ def test_of_all_suites_of_tls_1_2_only_those_with_forward_secrecy_and_aead_are_a
             assert len(suites) > len(AEAD) * 5  # CBC, RSA key exchange, no encryption at all, …
             taken = {suite for suite in suites if await asyncio.to_thread(accepted, proxy, suite)}
             assert taken == AEAD
+
+    run(main)
+
+
+NODE = """
+fetch(process.argv[1]).then(answer => answer.text())
+  .then(text => console.log(text), error => { console.error(error.cause); process.exit(1) });
+"""
+
+
+@pytest.mark.parametrize("program", ["curl", "node"])
+def test_other_clients_are_served_with_the_file_of_the_root(tmp_path: Path, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program}")
+
+    async def answered_with(url: str, file: str) -> tuple[int | None, bytes]:
+        words = ["--silent", "--cacert", file, url] if program == "curl" else ["-e", NODE, url]
+        environment = {"PATH": os.environ["PATH"], "NODE_EXTRA_CA_CERTS": file}
+        child = await asyncio.create_subprocess_exec(
+            program, *words, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        async with asyncio.timeout(30):
+            said, _ = await child.communicate()
+        return child.returncode, said
+
+    async def main() -> None:
+        async with running(tmp_path, **DEV) as proxy:
+            url, file = f"https://localhost:{proxy.port}/echo", str(proxy.folder.certs / "local-root.crt")
+            code, said = await answered_with(url, file)
+            assert code == 0
+            assert b"pid" in said
+            code, said = await answered_with(url, "/dev/null")
+            assert code != 0
+            assert said == b""
 
     run(main)
