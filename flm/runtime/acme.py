@@ -110,6 +110,7 @@ class AcmeKeeper:
         self._row = CertificateRow(id=_ROW)
         self._known = False  # whether the row on disk was read
         self._unsaved = False
+        self._held = False  # whether this folder has, or had, a certificate: a record alone may come from a backup
         self._brief = 0  # certificates in a row that were due again as soon as they were there
         self._apart_until = 0.0
         self.pair: Pair | None = None
@@ -121,6 +122,7 @@ class AcmeKeeper:
         """Raises PROXY_ACME_ERROR with the last reason, in the CA's own words."""
         await self._recall()
         stored = await self._stored(settings)
+        self._held = stored is not None
         if stored is not None and self._serves(stored, settings):
             step("certificate", f"the one of before is valid until {moment(stored.not_after)}")
             self.pair = stored
@@ -165,7 +167,7 @@ class AcmeKeeper:
         return any(covers(pair, name) for name in domains(settings))
 
     async def resume(self, pair: Pair) -> None:
-        self.pair = pair
+        self.pair, self._held = pair, True
         await self._recall()
 
     # --- while serving -----------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ class AcmeKeeper:
     async def _attempt(self, settings: Settings, step: Step) -> Refused | None:
         """Ask every directory on the way; the pair of the last one is `pair` then, else why not is returned."""
         began = self._clock()
-        proven = bool(self._row.fingerprint) and not self._row.next_on_staging
+        proven = self._held and bool(self._row.fingerprint) and not self._row.next_on_staging
         proven = proven and self._row.directory == self._directory(settings)
         at = Stop(self._directory(settings), rehearsal=False)
         try:
@@ -296,7 +298,7 @@ class AcmeKeeper:
         self._site.tokens.pop(token, None)
 
     async def _take(self, pair: Pair, directory: str, settings: Settings, began: float) -> None:
-        self.pair, self.last_error = pair, None
+        self.pair, self.last_error, self._held = pair, None, True
         await self._record(
             directory=directory,
             domains=pair.domains,

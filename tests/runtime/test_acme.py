@@ -136,6 +136,18 @@ def test_the_first_certificate_is_rehearsed(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_record_from_a_backup_spares_nobody_the_rehearsal(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), pair())
+        await bench.obtain()
+        bench.stored().unlink()  # as on a new machine
+        bench.keeper, bench.outcomes = bench.another(), [pair(), wanted := pair()]
+        assert await bench.obtain() == wanted
+        assert bench.directories[2:] == [LETS_ENCRYPT_STAGING, LETS_ENCRYPT]
+
+    run(main)
+
+
 def test_a_rehearsal_that_fails_leaves_production_alone(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path, no("validation", "port 80 is closed"), no("validation", "port 80 is closed"))
