@@ -17,7 +17,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -38,10 +38,9 @@ from flm.tls import schedule
 from flm.tls.files import folder_of, read_pair, write_atomically
 from flm.tls.pair import Pair, check, covers, moment
 from flm.tls.plain import Site
+from flm.tls.way import Stop, way
 from flm.tls.words import Ask
 
-LETS_ENCRYPT: Final = "https://acme-v02.api.letsencrypt.org/directory"
-LETS_ENCRYPT_STAGING: Final = "https://acme-staging-v02.api.letsencrypt.org/directory"
 TRIES_AT_START: Final = 2
 BETWEEN_TRIES_SECONDS: Final = 2.0  # a CA that was busy, a name server that was slow
 LONGEST_WAIT_SECONDS: Final = schedule.LONGEST_BACKOFF_SECONDS + 1.0  # longer on record: written under another clock
@@ -63,25 +62,6 @@ class Issue(Protocol):
 
 
 AskWindow = Callable[[Ask], Awaitable[tuple[float, float, float] | None]]
-
-
-class Stop(msgspec.Struct, frozen=True):
-    """One directory on the way to a certificate. `rehearsal`: what it issues is not served."""
-
-    directory: str
-    rehearsal: bool
-
-
-def way(settings: Settings, *, proven: bool) -> Iterator[Stop]:
-    """The directories to ask, in order. `proven`: the last one is known to work for these names."""
-    production = settings.acme_directory or LETS_ENCRYPT
-    staging = settings.acme_staging_directory or ("" if settings.acme_directory else LETS_ENCRYPT_STAGING)
-    if settings.acme_staging:
-        yield Stop(staging or production, rehearsal=False)
-        return
-    if staging and not proven:
-        yield Stop(staging, rehearsal=True)
-    yield Stop(production, rehearsal=False)
 
 
 class AcmeKeeper:

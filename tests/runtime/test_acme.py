@@ -14,7 +14,7 @@ import pytest
 
 from flm.config import Settings, resolve
 from flm.errors import CommandCode, CommandError
-from flm.runtime.acme import LETS_ENCRYPT, LETS_ENCRYPT_STAGING, TRIES_AT_START, AcmeKeeper
+from flm.runtime.acme import TRIES_AT_START, AcmeKeeper
 from flm.runtime.issuance import Refused
 from flm.store import certificates as rows
 from flm.store.database import open_security
@@ -22,6 +22,7 @@ from flm.store.folder import Folder, locate
 from flm.tls.files import folder_of, read_pair, write_atomically
 from flm.tls.pair import Pair, read
 from flm.tls.plain import Site
+from flm.tls.way import LETS_ENCRYPT, LETS_ENCRYPT_STAGING
 from flm.tls.words import Ask
 from tests.tls.issuing import DAY, NOW, make
 
