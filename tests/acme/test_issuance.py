@@ -8,6 +8,7 @@ import stat
 import time
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 
 from flm.tls.pair import check
@@ -38,6 +39,19 @@ def test_a_certificate_is_there_within_seconds(ca: Ca, client: NewClient) -> Non
                 "directory", "account", "names", "order", "challenge", "validation", "finalize", "download",
             ]  # fmt: skip
             assert one.tokens == {}  # nothing stays published
+
+    run(scenario())
+
+
+def test_an_answer_is_published_no_longer_than_it_is_needed(
+    ca: Ca, client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with client(ca) as one:
+            open_at: dict[str, int] = {}
+            monkeypatch.setattr(one, "_step", lambda step, _detail: open_at.update({step: len(one.tokens)}))
+            await one.issue("one.flm.example", "two.flm.example")
+            assert (open_at["order"], open_at["validation"], open_at["finalize"]) == (0, 2, 0)
 
     run(scenario())
 

@@ -36,6 +36,7 @@ from tests.support.scripted_ca import (
     doing,
     dropped,
     dropped_after,
+    edited,
     passed,
     problem,
 )
@@ -144,6 +145,24 @@ def test_killed_when_the_pair_is_on_its_way(calm_front: Front, client: NewClient
             assert front.ca.issued() == issued
             again = await one.issue()  # that one has arrived: what follows is an order of its own
             assert again.serial != pair.serial
+
+    run(scenario())
+
+
+def test_an_order_that_nobody_answered_for_is_replaced(
+    calm_front: Front, client: NewClient, children: list[int]
+) -> None:
+    """The CA looked while the killed one was gone, and comes to its verdict when the next one waits for it."""
+    front = calm_front
+    front.script("challenge", doing(lambda: kill(children), dropped))
+
+    async def scenario() -> None:
+        async with client(front) as one:
+            await refused(one.issue())
+            front.script("authorization", passed, edited(lambda document: document.update(status="invalid")))
+            await survived(one, front, 2)
+            assert front.count("order", 201) == 2
+            assert any("came to nothing" in each for each in one.said("order"))
 
     run(scenario())
 

@@ -61,12 +61,14 @@ class Reply:
 
 @dataclass
 class Exchange:
-    """One request: the how-manyth of its step it is, and the status that it got, if only from Pebble."""
+    """One request: the how-manyth of its step it is, its headers by names in small letters, and the
+    status that it got, if only from Pebble."""
 
     step: str
     number: int
     method: str
     path: str
+    headers: dict[str, str]
     body: bytes
     status: int | None = None
 
@@ -201,11 +203,11 @@ class Front:
 
     # --- for the server's threads ---
 
-    def react(self, method: str, path: str, body: bytes, forward: Forward) -> Reply | None:
+    def react(self, method: str, path: str, headers: dict[str, str], body: bytes, forward: Forward) -> Reply | None:
         """What to answer to a request."""
         step = _STEPS.get(path.split("/")[1], path)
         with self._changed:
-            exchange = Exchange(step, self.count(step) + 1, method, path, body)
+            exchange = Exchange(step, self.count(step) + 1, method, path, headers, body)
             self.seen.append(exchange)
             waiting = self._scripts.get(step)
             reaction = waiting.popleft() if waiting else self._always.get(step, passed)
@@ -249,7 +251,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", "0")))
-        reply = self.server.front.react(self.command, self.path, body, lambda: self._forward(body))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        reply = self.server.front.react(self.command, self.path, headers, body, lambda: self._forward(body))
         if reply is None:
             self.close_connection = True
             with contextlib.suppress(OSError):
