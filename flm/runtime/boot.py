@@ -36,6 +36,12 @@ class Served(msgspec.Struct, frozen=True):
         https_port = settings.proxy_https_port if settings.proxy_mode != "local-http" else 0
         return cls(settings.proxy_mode, settings.proxy_bind, settings.proxy_port, https_port)
 
+    def settings(self) -> Settings:
+        """The least that asks for this: all else is as it comes."""
+        return Settings(
+            proxy_mode=self.mode, proxy_bind=self.bind, proxy_port=self.port, proxy_https_port=self.https_port
+        )
+
     def __str__(self) -> str:
         ports = f"ports {self.port} and {self.https_port}" if self.https_port else f"port {self.port}"
         return f"{self.mode} at {self.bind} {ports}"

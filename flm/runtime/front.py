@@ -122,7 +122,8 @@ class Front:
         return None
 
     async def adopt(self, settings: Settings, mode: Mode, tls: Tls | None, plain: list[socket.socket]) -> None:
-        """Go on where the former image of this process left."""
+        """Go on where the former image of this process left. `settings`: those it was at, which may lack all but mode
+        and address; the whole ones come with `renewed_for`."""
         self._settings, self.mode, self._plain_sockets = settings, mode, plain
         if tls is None:
             return
@@ -132,6 +133,7 @@ class Front:
         keeper = self._begin(settings)
         if mode != settings.proxy_mode:
             keeper = self._spare = self._keeper_of(mode, self._open_site(settings))
+        self._open_site(settings).names = self._site_names(settings, self._served)
         await keeper.resume(self._served)
 
     def _begin(self, settings: Settings) -> Keeper:
@@ -287,7 +289,7 @@ class Front:
 
     def _site_names(self, settings: Settings, pair: Pair) -> tuple[str, ...]:
         """Where the plain port may send clients."""
-        return domains(settings) if self.mode == "https-acme" else pair.domains
+        return (domains(settings) if self.mode == "https-acme" else ()) or pair.domains
 
     def _tls(self, settings: Settings, pair: Pair, mode: Mode | None = None) -> Tls:
         names = tuple(dict.fromkeys((*pair.domains, *domains(settings))))

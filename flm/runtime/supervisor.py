@@ -170,7 +170,7 @@ class Supervisor:
         """Go on where the former image of this process left; its workers are serving all the while."""
         adopted = Memory.adopt(state.shared_fd, state.keyring_fd, state.buckets_fd, state.rings_fd)
         published = adopted.published() if adopted else None
-        settings = published.settings if published else Settings()  # until the databases are open
+        settings = published.settings if published else state.served.settings()  # until the databases are open
         self._journal = open_journal(self._log_path(settings), settings)
         self._journal.adopt(state.own_log_fds, state.log_fds, settings.log_level)
         listening, plain = (

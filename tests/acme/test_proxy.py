@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ import pytest
 from flm.errors import CommandCode, CommandError
 from flm.runtime.boot import WORKER_MODULE
 from flm.runtime.handle import Handle
+from flm.runtime.memory import RINGS
 from flm.services.security import SecurityService
 from flm.tls.files import folder_of, read_pair
 from tests.acme.harness import NAME
@@ -135,6 +137,28 @@ def test_what_is_stored_is_served_after_a_stop(ca: Ca, tmp_path: Path) -> None:
             assert handle.certificate is not None
             assert (handle.certificate.trusted, handle.certificate.last_error) == (True, None)
         assert ca.issued() == issued
+
+    run(main)
+
+
+def test_a_successor_of_another_layout_goes_on_with_the_same_authority(ca: Ca, tmp_path: Path) -> None:
+    """As after an upgrade: the new image cannot read what was published, so it knows no setting at first."""
+
+    async def main() -> None:
+        async with started(proxy_of(ca, tmp_path)) as proxy:
+            first, before = await proxy.served(), await proxy.handle()
+            opened = Path(f"/proc/{before.pid}/fd").iterdir()
+            rings = next(link for link in list(opened) if link.readlink().name == RINGS)
+            with rings.open("r+b") as file:
+                file.write(b"another!")
+            after = await proxy.service.restart()
+            assert (after.pid, after.mode, after.last_error) == (before.pid, "https-acme", None)
+            proxy.stored().unlink()
+            await proxy.service.reload()
+            while await proxy.served() == first:  # which verifies it
+                await asyncio.sleep(0.05)
+            location = f"location: https://{NAME}:{proxy.port}/".encode()
+            assert location in await get(proxy.plain_port, "/")
 
     run(main)
 
