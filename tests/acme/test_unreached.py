@@ -201,15 +201,15 @@ def test_a_ca_that_takes_no_nonce(front: Front, client: NewClient) -> None:
 def test_a_ca_that_hangs(front: Front, client: NewClient) -> None:
     front.always("finalize", front.hang)
     began = time.monotonic()
-    no = attempt(client(front), seconds=3.0)
+    no = attempt(client(front), seconds=2.0)
     assert no.kind == "deadline"
-    assert no.message.startswith("there was no certificate after 3 s: it was still asking the CA for the certificate")
+    assert no.message.startswith("there was no certificate after 2 s: it was still asking the CA for the certificate")
     assert "gone on with by the next attempt" in no.message
     assert time.monotonic() - began < 8
 
 
 def test_an_authorization_that_is_never_decided(front: Front, client: NewClient) -> None:
     front.always("authorization", edited(lambda document: document.update(status="pending")))
-    no = attempt(client(front), seconds=3.0)
+    no = attempt(client(front), seconds=2.0)
     assert no.kind == "deadline"
     assert f"waiting until the CA has looked at {NAME}" in no.message
