@@ -40,11 +40,15 @@ def folder() -> Path:
     return locations.engines_dir() / f"pebble-{VERSION}-{locations.machine()}-r{RECIPE}"
 
 
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port of 127.0.0.1 that nobody has."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """So many ports of 127.0.0.1 that nobody has, each another."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def free_port() -> int:
+    return free_ports(1)[0]
 
 
 @dataclass
@@ -125,7 +129,8 @@ def running(
     at.mkdir(parents=True)
     authority = Authority(at / "authority", "CA of the tests' CA")
     pair = authority.issue("DNS:localhost,IP:127.0.0.1")
-    ports = {name: free_port() for name in ("api", "management", "http", "tls", "dns", "dns-management")}
+    names = ("api", "management", "http", "tls", "dns", "dns-management")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     settings: dict[str, object] = {
         "listenAddress": f"127.0.0.1:{ports['api']}",
         "managementListenAddress": f"127.0.0.1:{ports['management']}",
@@ -162,10 +167,10 @@ def running(
     variables = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "15"}
     variables.update({f"PEBBLE_{name}": str(value) for name, value in environment.items()})
     with (
-        _process(dns, at / "dns.log", {}) as names,
+        _process(dns, at / "dns.log", {}) as resolver,
         _process(api, at / "pebble.log", variables) as server,
     ):
-        _await(names, ports["dns-management"], at / "dns.log")
+        _await(resolver, ports["dns-management"], at / "dns.log")
         _await(server, ports["management"], at / "pebble.log")
         _await(server, ports["api"], at / "pebble.log")
         yield ca
