@@ -215,7 +215,7 @@ def test_a_short_certificate_is_renewed_while_clients_stream(ca: Ca, tmp_path: P
             context.check_hostname = False
             loop = asyncio.get_running_loop()
             streams = [
-                asyncio.create_task(get(proxy.port, "/drip/100", seconds=100, tls=context)) for _ in range(CLIENTS)
+                asyncio.create_task(get(proxy.port, "/drip/160", seconds=150, tls=context)) for _ in range(CLIENTS)
             ]
             began = loop.time()
             while await proxy.served() == first:
@@ -225,7 +225,7 @@ def test_a_short_certificate_is_renewed_while_clients_stream(ca: Ca, tmp_path: P
             assert not any(stream.done() for stream in streams)
             for answer in await asyncio.gather(*streams):
                 assert answer.startswith(b"HTTP/1.1 200")
-                assert answer.count(b"data: ") == 101
+                assert answer.count(b"data: ") == 161
                 assert b"[DONE]" in answer
             handle = await proxy.handle()
             assert handle.last_error is None
