@@ -66,11 +66,13 @@ class Account:
         self._path = Path(ask.folder) / FILE
         kept = _read(self._path)
         self.is_new = kept is None
+        if kept is not None and not _is_of(kept, ask.directory):
+            kept = msgspec.structs.replace(kept, directory=ask.directory, url="")  # the key alone may be of use here
         if kept is None:
             kept = Kept(ask.directory, new_key_pem().decode())
             _write(self._path, kept)
         self._kept = kept
-        network.key = JWKEC(key=_load(kept.key))
+        network.key = JWKEC(key=load_key(kept.key))
         network.account = kept.url
 
     @property
@@ -153,6 +155,11 @@ class Account:
         self._network.account = self._kept.url
 
 
+def _is_of(kept: Kept, directory: str) -> bool:
+    """Whether an account is one with the CA of `directory`, and not of a file from elsewhere."""
+    return kept.directory == directory and kept.url.startswith("https://")
+
+
 def _read(path: Path) -> Kept | None:
     """What is kept; None if nothing is, or if it cannot be read, which is then set aside."""
     data = read_private(path)
@@ -160,7 +167,7 @@ def _read(path: Path) -> Kept | None:
         return None
     try:
         kept = msgspec.json.decode(data, type=Kept)
-        _load(kept.key)
+        load_key(kept.key)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
         os.replace(path, path.with_name(_UNREADABLE))
         return None
@@ -178,8 +185,8 @@ def new_key_pem() -> bytes:
     )
 
 
-def _load(pem: str) -> ec.EllipticCurvePrivateKey:
-    """Raises ValueError, without the key."""
+def load_key(pem: str) -> ec.EllipticCurvePrivateKey:
+    """An EC P-256 key. Raises ValueError, without the key."""
     try:
         key = serialization.load_pem_private_key(pem.encode(), None)
     except Exception:

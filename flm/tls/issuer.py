@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from cryptography import x509
@@ -173,6 +174,10 @@ class _Issuance:
             found = self._network.post(pending.url).read(Order, "an order")
         except ProblemError as error:
             if error.problem.name == "accountDoesNotExist" or error.status == 429 or error.status >= 500:
+                raise
+            return None
+        except Refused:  # one that is elsewhere, where nobody answers, must not be in the way for good
+            if urlsplit(pending.url)[:2] == urlsplit(self._directory.new_order)[:2]:
                 raise
             return None
         return None if found.status == "invalid" else (pending, found)

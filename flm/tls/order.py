@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from flm.tls.account import load_key
 from flm.tls.files import read_private, write_atomically
 
 FILE: Final = "pending.json"
@@ -43,9 +44,11 @@ def read(folder: Path) -> Pending | None:
     if data is None:
         return None
     try:
-        return msgspec.json.decode(data, type=Pending)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pending = msgspec.json.decode(data, type=Pending)
+        load_key(pending.key)
+    except (msgspec.MsgspecError, ValueError):  # UnicodeDecodeError is one
         return None
+    return pending
 
 
 def write(folder: Path, pending: Pending) -> None:

@@ -184,6 +184,7 @@ def test_a_ca_that_lost_everything_is_told_the_same_key(tmp_path: Path) -> None:
             moved = json.loads((one.folder / "account.json").read_text()) if one.folder.exists() else None
             if moved:  # another Pebble has another port, and there the account's URL would be
                 moved["url"] = moved["url"].replace(moved["url"].split("/")[2], ca.directory.split("/")[2])
+                moved["directory"] = ca.directory
                 (one.folder / "account.json").write_text(json.dumps(moved))
             await one.issue()
             return str(json.loads((one.folder / "account.json").read_text())["key"])
@@ -203,6 +204,29 @@ def test_an_account_file_that_cannot_be_read_is_set_aside(ca: Ca, client: NewCli
             (one.folder / "account.json").chmod(0o600)
             await one.issue()
             assert (one.folder / "account.unreadable").exists()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"directory": "https://ca.elsewhere.example/dir", "url": "https://ca.elsewhere.example/account/1"},
+        {"url": "no address"},
+    ],
+)
+def test_an_account_that_is_none_of_this_ca_is_asked_for_by_its_key(
+    ca: Ca, client: NewClient, changed: dict[str, str]
+) -> None:
+    async def scenario() -> None:
+        async with client(ca) as one:
+            await one.issue()
+            file, accounts = one.folder / "account.json", ca.accounts()
+            kept = json.loads(file.read_text())
+            file.write_text(json.dumps(kept | changed))
+            await one.issue()
+            assert json.loads(file.read_text()) | {"terms_agreed_at": ""} == kept | {"terms_agreed_at": ""}
+            assert ca.accounts() == accounts
 
     run(scenario())
 

@@ -192,6 +192,27 @@ def test_an_order_that_the_ca_has_no_more_is_replaced(
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"url": "https://localhost:1/order"}, {"url": "file:///order"}, {"key": "no key"}],
+    ids=["elsewhere", "no address", "no key"],
+)
+def test_a_record_of_an_order_that_makes_no_sense_is_not_in_the_way(
+    calm_front: Front, client: NewClient, children: list[int], changed: dict[str, str]
+) -> None:
+    front = calm_front
+    front.script("finalize", doing(lambda: kill(children), dropped))
+
+    async def scenario() -> None:
+        async with client(front) as one:
+            await refused(one.issue())
+            file = one.folder / "pending.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+            await survived(one, front, 2)
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("step", ["challenge", "poll", "finalize", "certificate"])
 def test_a_ca_that_forgets_everything_in_between_is_begun_with_anew(
     calm_front: Front, client: NewClient, step: str
