@@ -119,7 +119,7 @@ class AcmeKeeper:
 
     async def _try(self, settings: Settings, step: Step) -> Refused | None:
         """As often as a start tries; the last refusal, None if there is a new pair."""
-        wait = self._wait_asked_for(self._clock())
+        wait = self._wait_asked_for(self._clock(), settings)
         if wait > 0:
             self.last_error = f"{self._row.last_error}; not before {moment(self._clock() + wait)}"
             return Refused("rate_limited", self.last_error, wait)
@@ -133,8 +133,10 @@ class AcmeKeeper:
                 await self._sleep(BETWEEN_TRIES_SECONDS)
         return refused
 
-    def _wait_asked_for(self, now: float) -> float:
-        """Seconds that the CA has asked to wait, and that are not over."""
+    def _wait_asked_for(self, now: float, settings: Settings) -> float:
+        """Seconds that the CA has asked to wait before it is asked the same again, and that are not over."""
+        if not self._is_refused(settings):
+            return 0.0
         wait = (self._row.next_attempt_at or 0.0) - now
         return wait if self._row.wait_asked and 0 < wait <= LONGEST_WAIT_SECONDS else 0.0
 
@@ -159,7 +161,7 @@ class AcmeKeeper:
         now = self._clock()
         await self._ask_for_window(settings, now)
         reason = await self._reason(settings, now)
-        if reason is None or self._backing_off(now):
+        if reason is None or self._backing_off(now, settings):
             return
         log.info("the certificate is renewed: %s", reason)
         former = self.pair
@@ -190,9 +192,16 @@ class AcmeKeeper:
         apart = 0 < self._apart_until - now <= schedule.LONGEST_APART_SECONDS
         return _DUE if now >= self._due() and not apart else None
 
-    def _backing_off(self, now: float) -> bool:
+    def _backing_off(self, now: float, settings: Settings) -> bool:
+        if not self._is_refused(settings):
+            return False
         wait = (self._row.next_attempt_at or 0.0) - now
         return 0 < wait <= LONGEST_WAIT_SECONDS
+
+    def _is_refused(self, settings: Settings) -> bool:
+        """Whether the last failure was an answer to what would be asked now, or is not known to be one to else."""
+        questions = {_question(stop, settings) for stop in way(settings, proven=False)}
+        return self._row.refused in ("", *questions)
 
     def _due(self) -> float:
         """When the pair is to be renewed (Unix seconds): the same for one pair at each call and in each process."""
@@ -297,6 +306,7 @@ class AcmeKeeper:
             next_attempt_at=None,
             wait_asked=False,
             next_on_staging=False,
+            refused="",
         )
         await self._save(pair)
         try:
@@ -321,6 +331,7 @@ class AcmeKeeper:
             next_attempt_at=self._clock() + wait,
             wait_asked=refused.retry_after > 0,
             next_on_staging=refused.kind == "validation" or self._row.next_on_staging,
+            refused=_question(at, settings),
         )
 
     # --- what is on disk ---------------------------------------------------------------------------------------
@@ -398,6 +409,13 @@ _UNTRUSTED: Final = (
     "issued by the staging directory, trusted by nobody; "
     "`flm config set acme.staging false && flm proxy reload` gets a trusted one"
 )
+
+
+def _question(stop: Stop, settings: Settings) -> str:
+    """What a CA's answer depends on, as far as it can be set."""
+    return " ".join(
+        (stop.directory, *domains(settings), settings.acme_profile, settings.acme_email, settings.acme_eab_kid)
+    )
 
 
 def _log_step(step: str, detail: str) -> None:

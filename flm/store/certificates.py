@@ -20,6 +20,7 @@ class CertificateRow(msgspec.Struct, frozen=True):
     clients know its root). `window_start`, `window_end`: when the CA wants it renewed; `window_next_at`: when that may
     be asked for again. `renew_after`: when it is due. `failures`: in a row; `next_attempt_at`: not before then, and
     `wait_asked` if it is the CA that asked for the wait. `next_on_staging`: rehearse before asking the CA proper.
+    `refused`: what the last failure was an answer to, empty if there was none; to anything else a CA may say yes.
     """
 
     id: str
@@ -42,6 +43,7 @@ class CertificateRow(msgspec.Struct, frozen=True):
     wait_asked: bool = False
     next_on_staging: bool = False
     updated_at: float | None = None
+    refused: str = ""
 
 
 _FIELDS = CertificateRow.__struct_fields__

@@ -113,6 +113,8 @@ _SECURITY_4: Final[Migration] = (
         wait_asked INTEGER NOT NULL, next_on_staging INTEGER NOT NULL, updated_at REAL) WITHOUT ROWID""",
 )
 
+_SECURITY_5: Final[Migration] = ("ALTER TABLE certificates ADD COLUMN refused TEXT NOT NULL DEFAULT ''",)
+
 CONFIG: Final = Schema(
     name="config",
     application_id=0x464C4D43,  # "FLMC"
@@ -123,7 +125,7 @@ CONFIG: Final = Schema(
 SECURITY: Final = Schema(
     name="security",
     application_id=0x464C4D53,  # "FLMS"
-    migrations=(_SECURITY_1, _SECURITY_2, _SECURITY_3, _SECURITY_4),
+    migrations=(_SECURITY_1, _SECURITY_2, _SECURITY_3, _SECURITY_4, _SECURITY_5),
     tables=frozenset({"generation", "api_keys", "engine_credentials", "security_policies", "certificates"}),
     synchronous="FULL",
 )

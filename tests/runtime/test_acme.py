@@ -234,6 +234,39 @@ def test_a_wait_that_the_ca_asks_for_outlives_a_restart(tmp_path: Path) -> None:
     run(main)
 
 
+@pytest.mark.parametrize(
+    "other", [{"acme.directory": "https://ca.example/dir"}, {"acme.domain": "another.example.com"}]
+)
+def test_a_wait_is_for_what_was_asked_and_for_nothing_else(tmp_path: Path, other: dict[str, str]) -> None:
+    async def main() -> None:
+        flags = {key.replace(".", "__"): value for key, value in other.items()}
+        wanted = pair(other.get("acme.domain", NAME))
+        bench = Bench(tmp_path, no("rate_limited", "too many certificates", 3600.0), wanted, wanted)
+        with pytest.raises(CommandError, match="too many certificates"):
+            await bench.obtain()
+        bench.keeper = bench.another()
+        assert await bench.obtain(**flags) == wanted
+
+    run(main)
+
+
+def test_a_setting_that_is_put_right_is_tried_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        both = {"acme__domain": f"{NAME}, tow.example.com"}
+        bench.outcomes = [no("rejected")]
+        await bench.look(**both)
+        await bench.look(**both)  # too soon
+        assert (bench.keeper.pair, bench.outcomes) == (first, [])
+        issued = make(NAME, (NAME, "two.example.com"), by=make("CA", ca=True), begins=NOW, ends=NOW + DAY)
+        bench.outcomes = [second := read(issued.key_pem + issued.chain)]
+        await bench.look(acme__domain=f"{NAME}, two.example.com")
+        assert bench.keeper.pair == second
+
+    run(main)
+
+
 def test_a_failure_without_a_wait_does_not_keep_a_person_from_trying_again(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path, no(), no(), pair(), pair())
