@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from flm import __version__
 from flm._native import ERRORS, IN_FLIGHT, LOG_DROPPED, REQUESTS
 from flm.config import Settings, domains
 from flm.runtime.front import Front, served_by
 from flm.runtime.generations import Generations
-from flm.runtime.handle import AuditLine, EngineLine, Handle, endpoints, url_host
+from flm.runtime.handle import AuditLine, CertificateLine, EngineLine, Handle, endpoints, url_host
 from flm.snapshot import Engine
 
 
@@ -24,6 +27,7 @@ def describe(
     address: tuple[str, int],
     front: Front,
     settings: Settings,
+    staging: str,
     generations: Generations,
     engines: tuple[Engine, ...],
     last_error: str | None,
@@ -31,7 +35,7 @@ def describe(
     log_file: Path | None,
 ) -> Handle:
     """The handle at this moment. `address`: what the workers' sockets are bound to. `began`: the start, in seconds
-    of the monotonic clock: the wall clock may have been set since."""
+    of the monotonic clock: the wall clock may have been set since. `staging`: the source of acme.staging."""
     serving = generations.serving
     served = served_by(settings, front)
     names = domains(settings) if served.mode == "https-acme" else ()
@@ -59,10 +63,28 @@ def describe(
         log_file=str(log_file) if log_file else None,
         log_lines_dropped=total(generations, LOG_DROPPED),
         acme_domain=", ".join(names) or None,
-        certificate=front.line(),
+        certificate=hinted(front.line(), staging),
         last_error=last_error,
         audit=audit,
     )
+
+
+_STAGED_BY: Final = {
+    "flag": "`flm proxy stop`, then `flm proxy start` without `--acme-staging`",
+    "environment": "`flm proxy stop`, then `flm proxy start` without FLM_ACME_STAGING or FLM_ACME_USE_PROD",
+}
+
+
+def hinted(line: CertificateLine | None, staging: str) -> CertificateLine | None:
+    """The line with a hint that works: what came from an option or a variable wins over any setting, so that only
+    another start ends it. `staging`: the source of acme.staging."""
+    if line is None or line.mode != "https-acme" or line.hint is None or staging not in _STAGED_BY:
+        return line
+    hint = (
+        f"issued by the staging directory, trusted by nobody; {_STAGED_BY[staging]} gets a trusted one, "
+        "`flm config set acme.staging false` alone does not"
+    )
+    return msgspec.structs.replace(line, hint=hint)
 
 
 def total(generations: Generations, counter: int) -> int:

@@ -114,6 +114,7 @@ class Supervisor:
             address=self._address,
             front=self._front,
             settings=settings,
+            staging=self._publisher.resolved.sources.get("acme.staging", "default"),
             generations=self._generations,
             engines=self._publisher.engines,
             last_error=self._publisher.last_error or self._front.error(),

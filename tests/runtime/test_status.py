@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from flm.runtime import handle
 from flm.runtime.boot import Served
-from flm.runtime.handle import Endpoints, endpoints, url_host
+from flm.runtime.handle import CertificateLine, Endpoints, endpoints, url_host
+from flm.runtime.status import hinted
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,24 @@ def test_endpoints_of_https(served: Served, names: tuple[str, ...], expected: En
 
 def test_url_host() -> None:
     assert (url_host("::1"), url_host("1.2.3.4")) == ("[::1]", "1.2.3.4")
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("config", "`flm config set acme.staging false && flm proxy reload`"),
+        ("flag", "without `--acme-staging` gets a trusted one"),
+        ("environment", "FLM_ACME_STAGING or FLM_ACME_USE_PROD gets a trusted one"),
+    ],
+)
+def test_the_hint_of_a_staging_certificate_is_what_ends_it(source: str, hint: str) -> None:
+    """An option and a variable win over the setting, so that a reload would change nothing."""
+    stored = "`flm config set acme.staging false && flm proxy reload` gets a trusted one"
+    line = CertificateLine("https-acme", [], None, None, None, None, None, None, None, False, None, hint=stored)
+    said = hinted(line, source)
+    assert said is not None
+    assert hint in (said.hint or "")
+    assert (said == line) == (source == "config")
+    trusted = msgspec.structs.replace(line, hint=None)
+    assert hinted(trusted, source) == trusted
+    assert hinted(None, source) is None
