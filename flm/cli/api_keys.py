@@ -6,7 +6,7 @@ import argparse
 
 from flm.cli.command import Context, Noun, Output
 
-_COLUMNS = ("id", "label", "scopes", "created_at", "expires_at", "revoked_at", "last_used_at")
+_COLUMNS = ("id", "label", "scopes", "models", "engines", "created_at", "expires_at", "revoked_at", "last_used_at")
 _NAMED = "its id, or its label if no other key has it"
 
 

@@ -71,6 +71,12 @@ class TestApiKeys:
         assert "laptop" in listed
         assert "flm_" not in listed
 
+    def test_as_text_says_what_a_key_is_bound_to(self, flm: Flm) -> None:
+        flm("api-keys", "create", "--label", "narrow", "--model", "llama*", "--engine", "gpu1")
+        head, row = flm("api-keys", "list", "--format", "text").out.splitlines()
+        assert ("MODELS" in head, "ENGINES" in head) == (True, True)
+        assert row[head.index("MODELS") :].split()[:2] == ["llama*", "gpu1"]
+
     def test_what_is_refused(self, flm: Flm) -> None:
         assert flm("api-keys", "create", "--label", "").error[0] == "USAGE"
         assert flm("api-keys", "revoke", "nobody").error[0] == "KEY_NOT_FOUND"
