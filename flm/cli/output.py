@@ -18,6 +18,7 @@ from flm.errors import CommandError
 
 VERSION = "1.0"
 _FLM_COULD_NOT = 2
+_LONG = 100  # characters of an object that are read as one line
 _UNKNOWN = "unrecognized arguments: "  # argparse's words
 _key = re.compile(r"(flm_[0-9A-Za-z]{12}_)[0-9A-Za-z]{4,}")
 _value = re.compile(r"(--?[A-Za-z][\w-]*[ =])(?!-)\S+")
@@ -104,10 +105,13 @@ def _as_text(output: Output) -> str:
 
 
 def _field(value: object, indent: int) -> str:
-    """One field of an object; a list of objects has a line for each."""
+    """One field of an object; a list of objects has a line for each, and an object too long for one a line a field."""
     if isinstance(value, list | tuple) and value and all(isinstance(each, dict) for each in value):
         return ("\n" + " " * indent).join(_cell(each) for each in value)
-    return _cell(value)
+    cell = _cell(value)
+    if isinstance(value, dict) and len(cell) > _LONG:
+        return ("\n" + " " * indent).join(f"{name}={_cell(each)}" for name, each in value.items())
+    return cell
 
 
 def _cell(value: object) -> str:

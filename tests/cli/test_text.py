@@ -18,3 +18,16 @@ def test_a_list_of_objects_has_a_line_for_each(capsys: pytest.CaptureFixture[str
         "draining     -",
         "worker_pids  1, 2",
     ]
+
+
+def test_a_long_object_has_a_line_for_each_field(capsys: pytest.CaptureFixture[str]) -> None:
+    show(
+        Output({"pid": 7, "short": {"a": 1, "b": None}, "long": {"domains": ["x" * 60, "y" * 60], "hint": None}}),
+        "text",
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "pid    7",
+        "short  a=1, b=-",
+        f"long   domains={'x' * 60}, {'y' * 60}",
+        "       hint=-",
+    ]
