@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import stat
 import sys
@@ -14,6 +15,9 @@ from flm.cli.progress import progress
 
 if TYPE_CHECKING:
     from flm.config import Value
+    from flm.services.proxy import Started
+
+log = logging.getLogger("flm.proxy")
 
 _COLUMNS = ("id", "pid", "state", "mode", "listen_addr", "workers", "uptime", "last_error")
 # option -> the setting it overrides
@@ -99,17 +103,39 @@ async def _start(arguments: argparse.Namespace, context: Context) -> Output | No
     if not arguments.no_daemon:
         with progress() as step:
             started = await service.start(_flags(arguments), first_key=first_key, step=step)
+        warn_of_idle(arguments, started.mode, started.last_error)
         return Output(started, _COLUMNS)
 
     from flm.cli.output import show
 
+    def tell(started: Started) -> None:
+        warn_of_idle(arguments, started.mode, started.last_error)
+        show(Output(started), context.format)
+
     await service.serve(
         _flags(arguments),
-        lambda started: show(Output(started), context.format),
+        tell,
         first_key=first_key,
         step=lambda step, detail: print(f"flm: {step}: {detail}", file=sys.stderr, flush=True),
     )
     return None
+
+
+def warn_of_idle(arguments: argparse.Namespace, mode: str, last_error: str | None) -> None:
+    """Say which options do nothing in the mode there is: whoever names a domain and forgets the mode has no HTTPS.
+    A fallback is no such mode; it has left its reason in `last_error`."""
+    if mode == "https-acme" or last_error:
+        return
+    of_https = {name for name in vars(arguments) if name.startswith("acme_")} | {"fallback"}
+    idle = of_https | ({"https_port"} if mode == "local-http" else set())
+    given = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle) if getattr(arguments, name))
+    if given:
+        log.warning(
+            "in the mode %s nothing goes by %s; `--mode https-acme` is HTTPS with a certificate that everybody trusts, "
+            "`--mode dev-selfsigned` with one of FLM's own; `flm proxy stop` first",
+            mode,
+            given,
+        )
 
 
 def _somebody_reads() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flm.cli.command import Noun
-from flm.cli.proxy import _flags, register
+from flm.cli.proxy import _flags, register, warn_of_idle
 from tests.runtime.harness import ROOT, alive, free_port
 
 Run = subprocess.CompletedProcess[str]
@@ -140,6 +140,34 @@ def test_in_the_foreground(cli: Cli) -> None:
     assert json.loads(output)["data"]["key"].startswith("flm_"), "somebody reads the pipe"
     assert all(line.startswith("{") for line in log.splitlines())
     assert cli.data("status") == []
+
+
+def test_options_that_do_nothing_are_told(cli: Cli) -> None:
+    """Who names a domain and forgets the mode must not take what runs for HTTPS."""
+    port = str(free_port())
+    started = cli.run("start", "--port", port, "--acme-domain", "llm.example.com", "--acme-staging")
+    assert started.returncode == 0, started.stdout
+    assert "in the mode local-http nothing goes by --acme-domain, --acme-staging; `--mode https-acme`" in started.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "last_error", "options", "told"),
+    [
+        ("local-http", None, ["--https-port", "4"], True),
+        ("local-http", None, ["--port", "4"], False),
+        ("dev-selfsigned", None, ["--https-port", "4"], False),
+        ("dev-selfsigned", None, ["--fallback", "none"], True),
+        ("local-http", "no certificate", ["--acme-domain", "llm.example.com"], False),
+        ("https-acme", None, ["--acme-domain", "llm.example.com", "--https-port", "4"], False),
+    ],
+)
+def test_which_options_do_nothing(
+    mode: str, last_error: str | None, options: list[str], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    noun = Noun("proxy", "")
+    register(noun)
+    warn_of_idle(noun.parser.parse_args(["start", *options]), mode, last_error)
+    assert bool(caplog.records) == told
 
 
 def test_flags_are_settings() -> None:
