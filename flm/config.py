@@ -134,7 +134,12 @@ class Settings(msgspec.Struct, frozen=True):
         1 << 28
     )
     tls_min_version: Annotated[Literal["1.2", "1.3"], _means("oldest TLS version that is spoken")] = "1.3"
-    acme_domain: Annotated[str, _listed("names of the certificate, each in full", _DOMAIN, "llm.example.com")] = ""
+    acme_domain: Annotated[
+        str,
+        _listed(
+            "names of the certificate, each in full; no wildcard, address, port or URL", _DOMAIN, "llm.example.com"
+        ),
+    ] = ""
     acme_email: Annotated[str, _shaped("whom the CA may write to", _EMAIL, "ops@example.com")] = ""
     acme_accept_terms: Annotated[bool, _means("accept the CA's terms of service when an account is made")] = True
     acme_staging: Annotated[bool, _means("stop after the rehearsal: a certificate that nobody trusts")] = False

@@ -127,6 +127,12 @@ def test_the_other_name_of_staging(environment: dict[str, str], expected: tuple[
     assert (resolved.settings.acme_staging, resolved.sources["acme.staging"]) == expected
 
 
+@pytest.mark.parametrize("name", ["*.example.com", "192.0.2.1", "https://llm.example.com/", "llm.example.com:443"])
+def test_what_is_no_name_of_a_certificate_is_told_so(name: str) -> None:
+    with pytest.raises(CommandError, match="no wildcard, address, port or URL"):
+        resolve({}, {}, {"acme.domain": name})
+
+
 def test_the_other_name_of_staging_is_checked() -> None:
     with pytest.raises(CommandError, match="FLM_ACME_USE_PROD must be true or false"):
         resolve({}, {"FLM_ACME_USE_PROD": "maybe"})
