@@ -163,7 +163,8 @@ def _cannot_bind(address: str, port: int, error: OSError) -> CommandError:
     if error.errno == errno.EADDRNOTAVAIL:
         return CommandError(
             CommandCode.PROXY_INVALID_CONFIG,
-            f"{address} is not an address of this machine; see `flm config get proxy.bind`",
+            f"{address} is not an address of this machine; `--bind ADDRESS` or "
+            "`flm config set proxy.bind ADDRESS` takes one that it has, or `*` for all",
         )
     return CommandError(CommandCode.PROXY_INVALID_CONFIG, f"{address} port {port} cannot be bound: {error.strerror}")
 

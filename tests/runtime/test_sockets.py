@@ -87,7 +87,7 @@ def test_only_ip_literals_are_bound(address: str) -> None:
 
 
 def test_another_machines_address_is_refused() -> None:
-    with pytest.raises(CommandError, match="not an address of this machine"):
+    with pytest.raises(CommandError, match=r"not an address of this machine; `--bind ADDRESS` or .* `\*` for all"):
         sockets.open_listening("192.0.2.1", 0, 1, 60)
 
 
