@@ -235,7 +235,8 @@ async def _only_model(pool: Pool) -> str:
     if not names:
         raise CommandError(
             CommandCode.ENGINE_NOT_FOUND,
-            "no engine serves a model at the moment; `flm engines detect --fresh` says why",
+            "no engine serves a model at the moment; `flm engines detect --fresh` looks for "
+            "engines and says what is wrong with them, `flm engines demo` starts one to try",
         )
     shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
     raise CommandError(CommandCode.USAGE, f"there are {len(names)} models; choose one with --model: {shown}")

@@ -73,6 +73,15 @@ def test_leaving_in_the_middle_stops_the_engine(tmp_path: Path) -> None:
     with_proxy(tmp_path, main)
 
 
+def test_where_there_is_no_model_it_says_how_to_get_one(tmp_path: Path) -> None:
+    async def main(proxy: Running, engine: Demo) -> None:
+        await EngineService(proxy.folder).remove("demo")
+        with pytest.raises(CommandError, match=r"no engine serves a model .*`flm engines demo` starts one"):
+            await told(ChatService(proxy.folder), "Hi")
+
+    with_proxy(tmp_path, main)
+
+
 def test_the_only_model_needs_no_name(tmp_path: Path) -> None:
     async def main(proxy: Running, engine: Demo) -> None:
         assert (await ChatService(proxy.folder, {}).ask("Hi")).model == f"flm://demo/{engine.model}"
