@@ -32,13 +32,31 @@ class _Report:
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
+        self._watching: asyncio.AbstractEventLoop | None = None
 
     def pid(self) -> None:
         """Raises BrokenPipeError if nobody reads any more, as `success` does: a start nobody waits for is given up."""
         self._write(Answer(True, os.getpid()))
 
+    def watch(self) -> None:
+        """End this process, as SIGTERM does, once nobody reads any more: a CA may take minutes to refuse."""
+        if self._descriptor is not None:
+            self._watching = asyncio.get_running_loop()
+            self._watching.add_reader(self._descriptor, self._left)  # the end of a pipe's reader shows so at its writer
+
+    def _left(self) -> None:
+        log.warning("who started the proxy has gone before it was ready; it ends")
+        self._rest()
+        signal.raise_signal(signal.SIGTERM)
+
+    def _rest(self) -> None:
+        if self._watching is not None and self._descriptor is not None:
+            self._watching.remove_reader(self._descriptor)
+        self._watching = None
+
     async def success(self, handle: Handle) -> None:
         self._write(Answer(True, handle))
+        self._rest()
         self._close()
 
     def step(self, step: str, detail: str) -> None:
@@ -85,7 +103,7 @@ async def _nothing_to_say(_handle: Handle) -> None:
 def _begin(boot: SupervisorBoot, report: _Report) -> int:
     try:
         report.pid()
-        asyncio.run(Supervisor(boot).run(report.success, report.step))
+        asyncio.run(_attended(boot, report))
         return 0
     except BrokenPipeError:
         return 1
@@ -99,6 +117,11 @@ def _begin(boot: SupervisorBoot, report: _Report) -> int:
         failure = CommandError(CommandCode.IO_ERROR, f"unexpected {type(error).__name__}: {error}")
     report.failure(failure)
     return failure.exit_code
+
+
+async def _attended(boot: SupervisorBoot, report: _Report) -> None:
+    report.watch()
+    await Supervisor(boot).run(report.success, report.step)
 
 
 def _leave(code: int) -> None:

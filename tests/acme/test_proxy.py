@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -19,7 +23,7 @@ from flm.runtime.memory import RINGS
 from flm.services.security import SecurityService
 from flm.tls.files import folder_of, read_pair
 from tests.acme.harness import NAME
-from tests.runtime.harness import TINY, Running, get, prepare, run, until
+from tests.runtime.harness import TINY, Running, alive, get, prepare, run, until
 from tests.support.pebble import Ca
 from tests.support.scripted_ca import Front, changed, problem
 
@@ -297,6 +301,30 @@ def test_a_chain_of_another_key_is_not_served(front: Front, ca: Ca, calm_ca: Ca,
         front.always("certificate", changed(swap))
         with pytest.raises(CommandError, match="key"):
             await proxy_of(ca, tmp_path / "one", via=front).start()
+
+    run(main)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_a_command_that_is_ended_while_the_ca_takes_its_time_leaves_nothing_running(
+    front: Front, ca: Ca, tmp_path: Path, end: signal.Signals
+) -> None:
+    async def main() -> None:
+        front.always("order", front.hang)
+        proxy = proxy_of(ca, tmp_path, via=front)
+        flags = {f"FLM_{key.upper().replace('.', '_')}": str(value) for key, value in proxy.flags.items()}
+        command = subprocess.Popen(
+            [sys.executable, "-m", "flm", "proxy", "start"],
+            env={**os.environ, "FLM_HOME": str(proxy.folder.root), **flags},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        await asyncio.to_thread(front.wait_for, "order")
+        (handle,) = await proxy.service.status()
+        command.send_signal(end)
+        assert await asyncio.to_thread(command.wait, 20) != 0
+        await until(lambda: not alive(handle.pid), 10)
+        assert await proxy.service.status() == []
 
     run(main)
 
