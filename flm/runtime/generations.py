@@ -28,6 +28,7 @@ from flm.runtime.warm import WarmWorkers
 
 KILL_SECONDS: Final = 5.0  # beyond its deadline, before a worker is killed (T_KILL = T_DRAIN + 5 s)
 SUPERSEDED_SECONDS: Final = 2.0  # for a generation that must make room to send its error events
+RENEWALS_DRAINING: Final = 8  # generations, after a change that nobody has asked for; each takes memory
 BACKOFF_SECONDS: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # before a dead worker is replaced, by deaths in a row
 LONG_LIFE_SECONDS: Final = 30.0  # a worker that lived this long died of something new
 
@@ -94,7 +95,8 @@ class Generations:
 
     async def replace(self, settings: Settings, tls: Tls | None = None, *, drain_seconds: float = 0) -> None:
         """Start a generation of workers under `settings`, which serve with `tls`; when all of them serve, retire those
-        before. Those have `proxy.drain_timeout_seconds` for their streams, `drain_seconds` at least.
+        before. Those have `proxy.drain_timeout_seconds` for their streams, `drain_seconds` at least; with that,
+        RENEWALS_DRAINING generations may drain, without, `proxy.max_draining`.
 
         Raises PROXY_INVALID_CONFIG with the reason if one does not come up; then all is as before.
         """
@@ -114,7 +116,7 @@ class Generations:
                 sockets.set_send_timeout(listening, settings.proxy_send_timeout_seconds)
             for member in predecessors:
                 self._retire(member, drain_seconds)
-            self._make_room()
+            self._make_room(RENEWALS_DRAINING if drain_seconds > 0 else 0)
 
     async def stop(self, seconds: float) -> None:
         """End all workers: running requests may take `seconds` more, then they get an error. Closes the sockets."""
@@ -284,11 +286,12 @@ class Generations:
         member.deadline = time.monotonic() + seconds
         member.tell(Order("retire", seconds))
 
-    def _make_room(self) -> None:
-        """End the oldest draining generations beyond `proxy.max_draining`."""
+    def _make_room(self, at_least: int) -> None:
+        """End the oldest draining generations beyond `proxy.max_draining`, or `at_least` if that is more."""
+        most = max(self._settings.proxy_max_draining, at_least)
         generations = sorted({member.generation for member in self.draining})
         for member in self.draining:
-            if member.generation in generations[: -self._settings.proxy_max_draining]:
+            if member.generation in generations[:-most]:
                 self._abort(member)
 
     def _abort(self, member: Member) -> None:

@@ -21,6 +21,7 @@ PROFILES = {
     "classic": {"description": "90 days", "validityPeriod": 7_776_000},
     "shortlived": {"description": "6 days", "validityPeriod": 518_400},
     "minutes": {"description": "5 minutes", "validityPeriod": 300},
+    "blink": {"description": "20 seconds", "validityPeriod": 20},
     "moments": {"description": "forty seconds", "validityPeriod": 40},
 }
 BLOCKED = "blocked.flm.example"

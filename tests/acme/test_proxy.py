@@ -237,6 +237,25 @@ def test_a_short_certificate_is_renewed_while_clients_stream(ca: Ca, tmp_path: P
     run(main)
 
 
+def test_a_stream_outlives_more_renewals_than_generations_that_reloads_may_leave(ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        flags = {"acme__profile": "blink", "proxy__max_draining": "1"}
+        async with started(proxy_of(ca, tmp_path, **flags)) as proxy:
+            context = proxy.believing()
+            context.check_hostname = False
+            stream = asyncio.create_task(get(proxy.port, "/drip/150", seconds=60, tls=context))
+            seen = {await proxy.served()}
+            while len(seen) < 3:
+                seen.add(await proxy.served())
+                await asyncio.sleep(0.1)
+            assert not stream.done()
+            answer = await stream
+            assert b"[DONE]" in answer
+            assert b"error" not in answer
+
+    run(main)
+
+
 def test_a_ca_that_says_no_is_quoted_and_nothing_is_left(front: Front, ca: Ca, tmp_path: Path) -> None:
     async def main() -> None:
         front.script("order", problem("rejectedIdentifier", "we do not serve those", 400))
