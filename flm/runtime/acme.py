@@ -35,7 +35,7 @@ from flm.store.certificates import CertificateRow
 from flm.store.database import open_security
 from flm.store.folder import Folder
 from flm.tls import schedule
-from flm.tls.files import folder_of, read_pair, write_atomically
+from flm.tls.files import folder_of, make_folder, read_pair, write_atomically
 from flm.tls.pair import Pair, check, covers, moment
 from flm.tls.plain import Site
 from flm.tls.way import Stop, way
@@ -347,12 +347,20 @@ class AcmeKeeper:
             return None
 
     async def _is_on_disk(self, settings: Settings, pair: Pair) -> bool:
+        """A file that is missing is written again; one that is another, or damaged, is for a new certificate to
+        replace, since nobody knows who else has a hand in it."""
+        path = self._place(self._row.directory) / "current.pem"
+        if not await asyncio.to_thread(os.path.lexists, path):
+            log.warning("%s was gone, and is written again", path)
+            await self._save(pair)
+            return True
         stored = await self._stored(settings)
         return stored is not None and stored.fingerprint == pair.fingerprint
 
     async def _save(self, pair: Pair) -> None:
         path = self._place(self._row.directory) / "current.pem"
         try:
+            await asyncio.to_thread(make_folder, path.parent)
             await asyncio.to_thread(write_atomically, path, pair.pem)
             if self._unsaved:
                 self._unsaved, self.last_error = False, self._row.last_error

@@ -238,6 +238,10 @@ class Front:
         leaf = (self._served.chain_pem.partition(end)[0] + end).decode("ascii")
         return Access(url, key, leaf, self._served.domains[0])
 
+    def names(self) -> tuple[str, ...]:
+        """What the certificate that is served is for."""
+        return self._served.domains if self._served is not None else ()
+
     def error(self) -> str | None:
         """What went wrong last, while it is not mended."""
         renewal = self._keeper.last_error if self._keeper is not None else None

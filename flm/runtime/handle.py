@@ -110,7 +110,7 @@ def url_host(address: str) -> str:
 
 
 def endpoints(served: Served, names: Sequence[str] = ()) -> Endpoints:
-    """Where a proxy is reached from. `names`: of its certificate, where a public authority has issued that."""
+    """Where a proxy is reached from. `names`: what its certificate is for."""
     scheme, port = ("https", served.https_port) if served.https_port else ("http", served.port)
     at = "" if port == DEFAULT_PORTS[scheme] else f":{port}"
     if served.mode == "https-acme" and names:
@@ -122,6 +122,8 @@ def endpoints(served: Served, names: Sequence[str] = ()) -> Endpoints:
     if bound.is_unspecified:
         local = "[::1]" if bound.version == 6 else "127.0.0.1"
         network = own_address() if bound.version == 4 else None
+        if served.https_port and network not in names:  # an address of the internet: the local root may not sign it
+            network = None
         return Endpoints(f"{scheme}://{local}{at}", f"{scheme}://{network}{at}" if network else None, None)
     return Endpoints(None, f"{scheme}://{url_host(served.bind)}{at}", None)
 

@@ -49,7 +49,7 @@ def describe(
         listen_addr=url_host(address[0]) + f":{address[1]}",
         port=served.port,
         https_port=served.https_port or None,
-        endpoints=endpoints(served, names if front.mode == "https-acme" else ()),
+        endpoints=endpoints(served, names if front.mode == "https-acme" else front.names()),
         workers=len(serving),
         worker_pids=sorted(member.pid for member in serving),
         draining_pids=sorted(member.pid for member in generations.draining),

@@ -295,7 +295,11 @@ class ProxyService:
         host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host).strip("[]")  # noqa: S104 - compared with
         try:
             async with asyncio.timeout(RESPONSE_SECONDS):
-                status = await _health(host, int(port), handle.certificate)
+                try:
+                    status = await _health(host, int(port), handle.certificate)
+                except _AnotherCertificateError:  # perhaps a newer one, since it said that it was ready
+                    found = await self.status()
+                    status = await _health(host, int(port), found[0].certificate) if found else b"it has ended"
         except (OSError, TimeoutError) as error:
             status = str(error).encode()
         if not status.startswith((b"HTTP/1.1 200", b"HTTP/1.1 403")):  # 403: the policy shuts this machine out
@@ -366,6 +370,10 @@ class ProxyService:
             )
 
 
+class _AnotherCertificateError(OSError):
+    """Met at the proxy's address."""
+
+
 async def _health(host: str, port: int, certificate: CertificateLine | None) -> bytes:
     """The first line of the answer to /health. Raises OSError, also for another certificate than the proxy's own."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if certificate is not None else None
@@ -378,7 +386,7 @@ async def _health(host: str, port: int, certificate: CertificateLine | None) -> 
         if certificate is not None:
             fingerprint = hashlib.sha256(met.getpeercert(binary_form=True)).hexdigest()
             if fingerprint != certificate.fingerprint:
-                raise OSError("another certificate than the proxy's own is served there")
+                raise _AnotherCertificateError("another certificate than the proxy's own is served there")
         writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return await reader.readline()
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from flm.tls.files import folder_of, read_pair
 from tests.acme.harness import NAME
 from tests.runtime.harness import TINY, Running, alive, get, prepare, run, until
 from tests.support.pebble import Ca
-from tests.support.scripted_ca import Front, changed, problem
+from tests.support.scripted_ca import Front, answer, changed, problem
 
 ISSUANCE_SECONDS = 10.0  # the product's own promise, against a CA on the same machine
 CLIENTS = 200
@@ -252,6 +254,25 @@ def test_a_stream_outlives_more_renewals_than_generations_that_reloads_may_leave
             answer = await stream
             assert b"[DONE]" in answer
             assert b"error" not in answer
+
+    run(main)
+
+
+def test_a_window_that_says_now_renews_a_running_proxy(front: Front, ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        now = datetime.now(UTC)
+        past = {"start": (now - timedelta(hours=2)).isoformat(), "end": (now - timedelta(hours=1)).isoformat()}
+        said = json.dumps({"suggestedWindow": past}).encode()
+        front.script("renewal", answer(200, said, content_type="application/json", retry_after="21600"))
+        issued = ca.issued()
+        async with started(proxy_of(ca, tmp_path, via=front)) as proxy:
+            await asyncio.to_thread(front.wait_for, "certificate", 2)
+            assert ca.issued() == issued + 2
+            async with asyncio.timeout(30):
+                while (stored := read_pair(proxy.stored())) is None or await proxy.served() != stored.fingerprint:
+                    await asyncio.sleep(0.05)
+            handle = await proxy.handle()
+            assert handle.last_error is None
 
     run(main)
 

@@ -6,6 +6,7 @@ The authority is a list of outcomes, time is a number: what an attempt itself do
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -431,6 +432,19 @@ def test_what_is_on_disk_and_not_what_is_served_is_renewed_at_once(tmp_path: Pat
         await bench.look()
         assert bench.keeper.pair == second
         assert read_pair(bench.stored()) == second
+
+    run(main)
+
+
+def test_what_is_missing_on_disk_is_written_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), wanted := pair())
+        await bench.obtain()
+        for gone in (bench.stored().unlink, lambda: shutil.rmtree(bench.folder.certs)):
+            gone()
+            await bench.look()
+            assert read_pair(bench.stored()) == wanted
+        assert len(bench.asked) == 2
 
     run(main)
 

@@ -34,11 +34,20 @@ def test_endpoints(bind: str, expected: Endpoints, monkeypatch: pytest.MonkeyPat
         (Served("local-http", "127.0.0.1", 80, 0), (), Endpoints("http://127.0.0.1", None, None)),
         (Served("dev-selfsigned", "127.0.0.1", 80, 443), (), Endpoints("https://127.0.0.1", None, None)),
         (Served("dev-selfsigned", "127.0.0.1", 1, 2), (), Endpoints("https://127.0.0.1:2", None, None)),
+        (Served("dev-selfsigned", "0.0.0.0", 1, 2), ("localhost",), Endpoints("https://127.0.0.1:2", None, None)),
+        (
+            Served("dev-selfsigned", "*", 1, 2),
+            ("localhost", "10.1.2.3"),
+            Endpoints("https://127.0.0.1:2", "https://10.1.2.3:2", None),
+        ),
         (Served("https-acme", "*", 80, 443), ("a.example", "b.example"), Endpoints(None, None, "https://a.example")),
         (Served("https-acme", "127.0.0.1", 1, 2), ("a.example",), Endpoints(None, None, "https://a.example:2")),
     ],
 )
-def test_endpoints_of_https(served: Served, names: tuple[str, ...], expected: Endpoints) -> None:
+def test_endpoints_of_https(
+    served: Served, names: tuple[str, ...], expected: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handle, "own_address", lambda: "10.1.2.3")
     assert endpoints(served, names) == expected
 
 
