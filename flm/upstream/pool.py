@@ -325,7 +325,7 @@ class Pool:
         return self._tls
 
     def _no_tls(self, error: OSError) -> RequestError:
-        reason = handshake_failure(error, self._address.authority)
+        reason = handshake_failure(error, self._address.authority, own_ca=self._ca is not None)
         return RequestError(ErrorKind.ENGINE_ERROR, f"no TLS connection to the engine at {self.origin}: {reason}")
 
     def _unreachable(self, error: OSError) -> RequestError:

@@ -63,10 +63,11 @@ def client_context(ca: str | None) -> ssl.SSLContext:
     return context
 
 
-def handshake_failure(error: Exception, authority: str) -> str:
-    """Why no TLS connection to `authority`, `host:port`, came about: what is wrong, and where it can be mended."""
+def handshake_failure(error: Exception, authority: str, *, own_ca: bool = False) -> str:
+    """Why no TLS connection to `authority`, `host:port`, came about: what is wrong, and where it can be mended.
+    `own_ca`: a file with the engine's authority was given."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _not_verified(error, authority)
+        return _not_verified(error, authority, _ANOTHER_FILE if own_ca else _TRUST)
     if isinstance(error, ssl.SSLError) and error.reason not in _NO_TLS:
         return f"the TLS handshake failed ({_words(error)})"
     return "what listens there does not speak TLS; if it is plain HTTP, its URL begins with http://"
@@ -79,7 +80,7 @@ _NO_TLS: Final = frozenset({
 })  # fmt: skip
 
 
-def _not_verified(error: ssl.SSLCertVerificationError, authority: str) -> str:
+def _not_verified(error: ssl.SSLCertVerificationError, authority: str, advice: str) -> str:
     code = error.verify_code
     if code == _EXPIRED:
         return "its certificate, or one that vouches for it, has expired; the engine needs a new one"
@@ -89,12 +90,13 @@ def _not_verified(error: ssl.SSLCertVerificationError, authority: str) -> str:
         another = f"its certificate is for another name than {authority}"
         return f"{another}; the URL must name the host as the certificate does"
     if code == _SELF_SIGNED:
-        return f"its certificate is not trusted, being signed by itself only; {_TRUST}"
+        return f"its certificate is not trusted, being signed by itself only; {advice}"
     if code in _UNKNOWN_AUTHORITY:
-        return f"its certificate is not trusted, being signed by an authority nobody here knows; {_TRUST}"
+        return f"its certificate is not trusted, being signed by an authority nobody here knows; {advice}"
     return f"its certificate is not trusted: {error.verify_message}"
 
 
+_ANOTHER_FILE: Final = "the file that was given with --ca-file holds neither that certificate nor its authority's"
 _TRUST: Final = "name a file with that certificate, or its authority's, with `flm engines add … --ca-file`"
 
 

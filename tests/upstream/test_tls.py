@@ -247,6 +247,8 @@ def test_a_certificate_that_is_refused(
             assert (error.kind, error.status) == (ErrorKind.ENGINE_ERROR, 502)
             assert words in error.message
             assert url in error.message
+            if case in ("signed by itself", "another authority"):
+                assert ("the file that was given" in error.message) == own
             assert words in await in_detection(url, ca)
             assert engine.requests == [], "an engine that is not who it says gets no request, and no key"
 
