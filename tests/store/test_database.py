@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -318,6 +319,18 @@ class TestMigrating:
         old, new = asyncio.run(main())
         assert (old.id, old.connect_timeout, old.total_timeout, old.created_at, old.ca) == ("a", 1, 0, 7, None)
         assert (new.id, new.ca) == ("b", "PEM")
+
+
+def test_no_room_for_the_files_beside_a_database_is_said_as_what_to_do(used: Folder) -> None:
+    """SQLite calls it `disk I/O error`, which sounds like a broken disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        error = refusal(used)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.code is CommandCode.DB_ERROR
+    assert "free space, and try again" in error.message
 
 
 async def put_and_raise(config: Database) -> None:
