@@ -158,7 +158,7 @@ def test_a_successor_of_another_layout_goes_on_with_the_same_authority(ca: Ca, t
                 file.write(b"another!")
             after = await proxy.service.restart()
             assert (after.pid, after.mode, after.last_error) == (before.pid, "https-acme", None)
-            proxy.stored().unlink()
+            proxy.stored().write_bytes(b"damaged")
             await proxy.service.reload()
             while await proxy.served() == first:  # which verifies it
                 await asyncio.sleep(0.05)
