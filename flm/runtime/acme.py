@@ -47,6 +47,7 @@ LONGEST_WAIT_SECONDS: Final = schedule.LONGEST_BACKOFF_SECONDS + 1.0  # longer o
 WINDOW_SECONDS: Final = 21_600.0  # between two questions for the CA's renewal window (RFC 9773 §4.3.2)
 SHORTEST_WINDOW_SECONDS: Final = 60.0
 _ROW: Final = "acme"
+_SAME_CLOCK_SECONDS: Final = 60.0  # what clocks are set by in passing
 _DUE: Final = "it is due"
 _HOPELESS: Final = frozenset({"rejected", "local"})  # the same question gets the same answer
 
@@ -90,6 +91,8 @@ class AcmeKeeper:
         self._row = CertificateRow(id=_ROW)
         self._known = False  # whether the row on disk was read
         self._unsaved = False
+        self._unrecorded = False
+        self._unread: str | None = None  # why what is on disk cannot be used
         self._held = False  # whether this folder has, or had, a certificate: a record alone may come from a backup
         self._brief = 0  # certificates in a row that were due again as soon as they were there
         self._apart_until = 0.0
@@ -103,6 +106,7 @@ class AcmeKeeper:
         await self._recall()
         stored = await self._stored(settings)
         self._held = stored is not None
+        self.last_error = self._unread or self.last_error
         if stored is not None and self._serves(stored, settings):
             step("certificate", f"the one of before is valid until {moment(stored.not_after)}")
             self.pair = stored
@@ -137,8 +141,14 @@ class AcmeKeeper:
         """Seconds that the CA has asked to wait before it is asked the same again, and that are not over."""
         if not self._is_refused(settings):
             return 0.0
+        return self._wait_left(now) if self._row.wait_asked else 0.0
+
+    def _wait_left(self, now: float) -> float:
+        """Seconds until the end of the wait on record, 0 for none. One that a clock wrote which was ahead is none."""
+        if (self._row.last_attempt_at or 0.0) > now + _SAME_CLOCK_SECONDS:
+            return 0.0
         wait = (self._row.next_attempt_at or 0.0) - now
-        return wait if self._row.wait_asked and 0 < wait <= LONGEST_WAIT_SECONDS else 0.0
+        return wait if 0 < wait <= LONGEST_WAIT_SECONDS else 0.0
 
     def _serves(self, pair: Pair, settings: Settings) -> bool:
         """Whether a stored pair can be served without asking anybody first."""
@@ -158,10 +168,15 @@ class AcmeKeeper:
         """Renew if it is due: a third of the life is left, the CA's window says so, the names have changed, or what is
         on disk is not what is served."""
         await self._recall()
+        if self._unrecorded:
+            await self._record()
         now = self._clock()
         await self._ask_for_window(settings, now)
         reason = await self._reason(settings, now)
-        if reason is None or self._backing_off(now, settings):
+        if reason is None:
+            await self._forget_failures(now)
+            return
+        if self._backing_off(now, settings):
             return
         log.info("the certificate is renewed: %s", reason)
         former = self.pair
@@ -170,6 +185,17 @@ class AcmeKeeper:
             log.error("the certificate was not renewed: %s", self.last_error)
         elif former is not None and self.pair is not None and reason == _DUE:
             self._keep_apart(former, self.pair, now)
+
+    async def _forget_failures(self, now: float) -> None:
+        """Nothing is due any more: what failed was wanted by a clock that was wrong, or a setting of before. A wait
+        that the CA asked for stays."""
+        row, pair = self._row, self.pair
+        fits = pair is not None and pair.not_before <= now <= pair.not_after
+        if self._unsaved or not fits or (row.last_error is None and row.failures == 0):
+            return
+        self.last_error = None
+        wait = row.next_attempt_at if row.wait_asked else None
+        await self._record(last_error=None, failures=0, next_attempt_at=wait)
 
     def _keep_apart(self, former: Pair, pair: Pair, now: float) -> None:
         """Bother no CA with one renewal after the other because it, or the clock here, says that each one is due."""
@@ -181,7 +207,7 @@ class AcmeKeeper:
         if self.pair is None:
             return "there is none"
         if self._unsaved:
-            await self._save(self.pair)
+            await self._save(self.pair, self._row.directory)
         elif not await self._is_on_disk(settings, self.pair):
             return "the one on disk is not the one that is served"
         missing = [name for name in domains(settings) if not covers(self.pair, name)]
@@ -193,10 +219,7 @@ class AcmeKeeper:
         return _DUE if now >= self._due() and not apart else None
 
     def _backing_off(self, now: float, settings: Settings) -> bool:
-        if not self._is_refused(settings):
-            return False
-        wait = (self._row.next_attempt_at or 0.0) - now
-        return 0 < wait <= LONGEST_WAIT_SECONDS
+        return self._is_refused(settings) and self._wait_left(now) > 0
 
     def _is_refused(self, settings: Settings) -> bool:
         """Whether the last failure was an answer to what would be asked now, or is not known to be one to else."""
@@ -288,6 +311,8 @@ class AcmeKeeper:
 
     async def _take(self, pair: Pair, directory: str, settings: Settings, began: float) -> None:
         self.pair, self.last_error, self._held = pair, None, True
+        await self._save(pair, directory)
+        unsaved = self.last_error
         await self._record(
             directory=directory,
             domains=pair.domains,
@@ -308,7 +333,7 @@ class AcmeKeeper:
             next_on_staging=False,
             refused="",
         )
-        await self._save(pair)
+        self.last_error = unsaved
         try:
             check(pair, self._clock())
         except CommandError as error:  # the CA has just issued it: it is this machine's clock that is wrong
@@ -337,14 +362,17 @@ class AcmeKeeper:
     # --- what is on disk ---------------------------------------------------------------------------------------
 
     async def _stored(self, settings: Settings) -> Pair | None:
-        """The pair on disk; one that cannot be read is no pair, and the log says why."""
+        """The pair on disk; one that cannot be read is no pair, and the log says why, once."""
         path = self._place(self._directory(settings)) / "current.pem"
         try:
-            return await asyncio.to_thread(read_pair, path)
+            stored = await asyncio.to_thread(read_pair, path)
         except CommandError as error:
-            log.error("the stored certificate is not used: %s", error.message)
-            self.last_error = error.message
+            if error.message != self._unread:
+                log.error("the stored certificate is not used: %s", error.message)
+            self._unread = error.message
             return None
+        self._unread = None
+        return stored
 
     async def _is_on_disk(self, settings: Settings, pair: Pair) -> bool:
         """A file that is missing is written again; one that is another, or damaged, is for a new certificate to
@@ -352,13 +380,13 @@ class AcmeKeeper:
         path = self._place(self._row.directory) / "current.pem"
         if not await asyncio.to_thread(os.path.lexists, path):
             log.warning("%s was gone, and is written again", path)
-            await self._save(pair)
+            await self._save(pair, self._row.directory)
             return True
         stored = await self._stored(settings)
         return stored is not None and stored.fingerprint == pair.fingerprint
 
-    async def _save(self, pair: Pair) -> None:
-        path = self._place(self._row.directory) / "current.pem"
+    async def _save(self, pair: Pair, directory: str) -> None:
+        path = self._place(directory) / "current.pem"
         try:
             await asyncio.to_thread(make_folder, path.parent)
             await asyncio.to_thread(write_atomically, path, pair.pem)
@@ -381,14 +409,16 @@ class AcmeKeeper:
             log.warning("what is known of the certificate cannot be read now: %s", error.message)
 
     async def _record(self, **changes: object) -> None:
-        """Change the row. What cannot be written holds in this process all the same."""
+        """Change the row. What cannot be written holds in this process all the same, and is written later."""
         self._row = msgspec.structs.replace(self._row, **changes)
         renew_after = self._due() if self.pair is not None else None
         self._row = msgspec.structs.replace(self._row, renew_after=renew_after, updated_at=self._clock())
         try:
             async with await open_security(self._folder) as database, database.transaction() as transaction:
                 await rows.write(transaction, self._row)
+            self._unrecorded = False
         except CommandError as error:
+            self._unrecorded = True
             log.warning("what is known of the certificate cannot be written now: %s", error.message)
 
     def line(self) -> CertificateLine | None:
@@ -402,11 +432,20 @@ class AcmeKeeper:
             renew_after=timestamp(self._due()) if pair is not None else None,
             last_attempt_at=timestamp(row.last_attempt_at) if row.last_attempt_at else None,
             next_attempt_at=timestamp(row.next_attempt_at) if row.next_attempt_at else None,
-            last_error=self.last_error,
+            last_error=self.last_error or self._too_early(),
             trusted=pair is not None and row.trusted,
             fingerprint=pair.fingerprint if pair is not None else None,
             directory=row.directory or None,
             hint=None if row.trusted or pair is None else _UNTRUSTED,
+        )
+
+    def _too_early(self) -> str | None:
+        """What to say where this machine's clock is before the beginning of what is served."""
+        if self.pair is None or self._clock() >= self.pair.not_before:
+            return None
+        begins = moment(self.pair.not_before)
+        return (
+            f"the certificate is not valid before {begins}, and it is {moment(self._clock())} here: is the clock right?"
         )
 
     async def close(self) -> None:

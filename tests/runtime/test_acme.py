@@ -409,6 +409,80 @@ def test_a_wait_written_under_another_clock_is_not_believed(tmp_path: Path) -> N
     run(main)
 
 
+def test_a_failure_that_a_wrong_clock_wanted_is_forgotten_when_it_is_right(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        bench.now = first.not_after + 400 * DAY
+        bench.outcomes = [no(message="the CA's own certificate has expired")]
+        await bench.look()
+        assert bench.keeper.last_error is not None
+        bench.now = NOW + 60
+        await bench.look()
+        row = await bench.row()
+        assert (bench.keeper.last_error, row.last_error, row.failures, row.next_attempt_at) == (None, None, 0, None)
+
+    run(main)
+
+
+def test_a_wait_of_a_clock_that_was_ahead_keeps_no_renewal_waiting(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), first := pair())
+        await bench.obtain()
+        bench.now = first.not_after - 5 * DAY
+        bench.outcomes = [no()]
+        await bench.look()
+        bench.now -= 5 * DAY  # due all the same
+        bench.outcomes = [second := pair()]
+        await bench.look()
+        assert bench.keeper.pair == second
+
+    run(main)
+
+
+def test_a_clock_before_the_certificate_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), pair())
+        await bench.obtain()
+        bench.now = 0.0
+        await bench.look()
+        line = bench.keeper.line()
+        assert line is not None
+        assert "is the clock right?" in (line.last_error or "")
+        assert len(bench.asked) == 2
+
+    run(main)
+
+
+def test_the_reason_of_a_failure_is_not_hidden_by_the_file_that_wanted_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), pair())
+        await bench.obtain()
+        write_atomically(bench.stored(), b"damaged")
+        bench.outcomes = [no("local", "the disk is full")]
+        for _ in range(3):
+            await bench.look()
+            assert "the disk is full" in (bench.keeper.last_error or "")
+
+    run(main)
+
+
+def test_a_record_that_could_not_be_written_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, pair(), wanted := pair())
+
+        async def locked(_transaction: object, _row: object) -> None:
+            raise CommandError(CommandCode.DB_ERROR, "database is locked")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(rows, "write", locked)
+            await bench.obtain()
+        await bench.look()
+        assert (await bench.row()).fingerprint == wanted.fingerprint
+
+    run(main)
+
+
 def test_a_new_certificate_that_this_clock_does_not_believe_is_kept(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path, pair(), wanted := pair())

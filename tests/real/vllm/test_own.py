@@ -64,7 +64,7 @@ def test_without_its_key_it_is_there_and_says_what_it_lacks(tmp_path: Path, embe
     assert (row["kind"], row["version"]) == ("vllm", embedder.engine.version)
     with pytest.raises(CommandError) as caught:
         keyless.run("models", "list", "--engine", "x")
-    assert "credentials" in str(caught.value)
+    assert "it wants a key" in str(caught.value)
     assert KEY not in str(caught.value)
 
 
