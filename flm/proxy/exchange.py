@@ -106,8 +106,9 @@ class Exchange:
         return round((time.perf_counter() - self._started) * 1000, 2)
 
     def asks(self) -> None:
-        """The engine is asked now."""
-        self._asked = time.perf_counter()
+        """The engine is asked now. Noted for those who may know."""
+        if self.timed:
+            self._asked = time.perf_counter()
 
     def timing(self) -> bytes:
         """Where the time went until now (W3C Server Timing): FLM's own share before it asked an engine, and what came

@@ -35,7 +35,7 @@ from flm.store.certificates import CertificateRow
 from flm.store.database import open_security
 from flm.store.folder import Folder
 from flm.tls import schedule
-from flm.tls.files import folder_of, make_folder, read_pair, write_atomically
+from flm.tls.files import folder_of, read_pair, write_atomically
 from flm.tls.pair import Pair, check, covers, moment
 from flm.tls.plain import Site
 from flm.tls.way import Stop, way
@@ -388,7 +388,6 @@ class AcmeKeeper:
     async def _save(self, pair: Pair, directory: str) -> None:
         path = self._place(directory) / "current.pem"
         try:
-            await asyncio.to_thread(make_folder, path.parent)
             await asyncio.to_thread(write_atomically, path, pair.pem)
             if self._unsaved:
                 self._unsaved, self.last_error = False, self._row.last_error

@@ -126,6 +126,7 @@ class Front:
         and address; the whole ones come with `renewed_for`."""
         self._settings, self.mode, self._plain_sockets = settings, mode, plain
         if tls is None:
+            self.last_error = _FELL_BACK if mode != settings.proxy_mode else None
             return
         from flm.tls.pair import read
 
@@ -267,19 +268,20 @@ class Front:
         return min(keeper.pause() for keeper in (self._keeper, self._spare) if keeper is not None)
 
     async def _look(self) -> None:
-        settings = self._settings
         assert self._keeper is not None
-        await self._keeper.look(settings)
+        await self._keeper.look(self._settings)
         if self._keeper.pair is None and self._spare is not None:
-            await self._spare.look(settings)
+            await self._spare.look(self._settings)
         source = self._keeper if self._keeper.pair is not None else self._spare
         if source is None or source.pair is None:
             return
         if self._served is not None and source.pair.fingerprint == self._served.fingerprint:
             return
-        tls = self._tls(settings, source.pair, source.mode)
-        await self._swap(tls, RENEWAL_DRAIN_SECONDS)
-        self._take(settings, source.pair, source.mode)
+        swapped: Tls | None = None
+        while (tls := self._tls(self._settings, source.pair, source.mode)) != swapped:  # a reload may come between
+            await self._swap(tls, RENEWAL_DRAIN_SECONDS)
+            swapped = tls
+        self._take(self._settings, source.pair, source.mode)
         self.last_error = None
         if source is self._keeper:
             self._spare = None
@@ -321,6 +323,10 @@ def _until(pair: Pair) -> str:
     return moment(pair.not_after)
 
 
+_FELL_BACK: Final = (
+    "there was no certificate at the start, and local-http is served instead; `flm security certificates list` says "
+    "why, and `flm proxy stop` and `start` try again"
+)
 _SAME_PORT: Final = (
     "proxy.port and proxy.https_port are one port, and plain HTTP and HTTPS need two; change one of them"
 )

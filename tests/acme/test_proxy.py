@@ -22,6 +22,7 @@ from flm.errors import CommandCode, CommandError
 from flm.runtime.boot import WORKER_MODULE
 from flm.runtime.handle import Handle
 from flm.runtime.memory import RINGS
+from flm.services.config import ConfigService
 from flm.services.security import SecurityService
 from flm.tls.files import folder_of, read_pair
 from tests.acme.harness import NAME
@@ -304,6 +305,17 @@ def test_the_fallback_with_the_local_root_goes_on_trying(front: Front, ca: Ca, t
             answer = await get(proxy.port, tls=proxy.trusting())
             assert answer.startswith(b"HTTP/1.1 200")
             assert b"strict-transport" not in answer
+            stream = asyncio.create_task(get(proxy.port, "/drip/40", seconds=60, tls=proxy.trusting()))
+            await ConfigService(proxy.folder, {}).set("acme.email", "ops@flm.example")
+            await proxy.service.reload()  # another question, so the wait for the former one does not hold
+            await asyncio.to_thread(front.wait_for, "certificate")
+            async with asyncio.timeout(30):
+                while (handle := await proxy.handle()).mode != "https-acme":
+                    await asyncio.sleep(0.05)
+            assert handle.certificate is not None
+            assert await proxy.served() == handle.certificate.fingerprint
+            assert handle.last_error is None
+            assert (await stream).count(b"data: ") == 41
 
     run(main)
 
@@ -324,6 +336,7 @@ def test_the_fallback_to_plain_http_is_for_loopback_unless_told_otherwise(
             assert "not today" in (handle.last_error or "")
             restarted = await proxy.service.restart()
             assert (restarted.mode, restarted.listen_addr) == ("local-http", handle.listen_addr)
+            assert "local-http is served instead" in (restarted.last_error or "")
 
     run(main)
 
