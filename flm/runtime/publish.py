@@ -58,7 +58,8 @@ class Publisher:
         self._chat_keys: dict[str, float] = {}
         self._turn = asyncio.Lock()
         self._seen = (-1, -1)
-        self.engines: tuple[Engine, ...] = ()
+        self.engines: tuple[Engine, ...] = ()  # for the next refresh
+        self.engines_in_force: tuple[Engine, ...] = ()  # what requests know
         self.policy: Policy | None = None  # the last one that could be read
         self._policy_error: str | None = None
         self._bare_error: str | None = None  # which engines are in force without their models
@@ -148,6 +149,7 @@ class Publisher:
             ) from None
         self._seen = seen
         self.resolved = resolved
+        self.engines_in_force = snapshot.engines
         self._say_bare(bare)
         self.last_error = self._policy_error or self._bare_error
         return epoch
@@ -189,6 +191,11 @@ class Publisher:
     def chat_keys(self) -> dict[str, float]:
         """Ids of living chat keys, with their end in Unix seconds."""
         return dict(self._chat_keys)
+
+    def adopt_snapshot(self, published: Snapshot) -> None:
+        """What an earlier image of this process published is in force still."""
+        self.engines = self.engines_in_force = published.engines
+        self.policy = published.policy
 
     def adopt(self, keyring: Keyring, chat_keys: Mapping[str, float]) -> None:
         """The keyring was filled by an earlier image of this process: the next refresh takes out what is no key."""

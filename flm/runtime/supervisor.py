@@ -116,7 +116,7 @@ class Supervisor:
             settings=settings,
             staging=self._publisher.resolved.sources.get("acme.staging", "default"),
             generations=self._generations,
-            engines=self._publisher.engines,
+            engines=self._publisher.engines_in_force,
             last_error=self._publisher.last_error or self._front.error(),
             audit=self._trail.line(),
             log_file=self._log_path(settings),
@@ -181,8 +181,8 @@ class Supervisor:
         self._memory = adopted or Memory.create(self._folder.run, 0)
         if adopted is not None:
             self._publisher.adopt(adopted.keyring, state.chat_keys)
-        self._publisher.engines = published.engines if published else ()
-        self._publisher.policy = published.policy if published else None
+        if published is not None:
+            self._publisher.adopt_snapshot(published)
         self._generations = self._new_generations(listening, state.life_fds)
         self._generations.adopt(state.workers, state.generation, settings, state.tls)
         await self._front.adopt(settings, state.mode, state.tls, plain)

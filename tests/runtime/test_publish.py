@@ -332,8 +332,9 @@ def test_engines_are_part_of_it(tmp_path: Path) -> None:
         await bench.open()
         engine = Engine("one", "openai", "http://127.0.0.1:1", "RunningHealthy")
         bench.publisher.engines = (engine,)
+        assert bench.publisher.engines_in_force == (), "no request knows it yet, so status has nothing to say of it"
         await bench.publisher.refresh(bench.memory)
-        assert decode(bench.memory.shared.snapshot()[1]).engines == (engine,)
+        assert decode(bench.memory.shared.snapshot()[1]).engines == (engine,) == bench.publisher.engines_in_force
         await bench.publisher.close()
 
     run(main)
