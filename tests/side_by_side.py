@@ -3,11 +3,16 @@
 Each group of BESIDE has a process, and everything else has one, so that a new folder is in by itself. That one's output
 is shown as it comes, the others' when all have ended. Does not know what any test does; arguments go to all of them
 (`python -m tests.side_by_side -x`).
+
+Up to AGAIN tests of a part that failed are run again when nothing else runs, and have to pass then. Whatever fails once
+is named in the last lines: either the machine was too busy for it, or there is a race in it or in FLM. More failures
+than that are failures at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -19,6 +24,8 @@ BESIDE = (
     ("engines", "wire", "structure", "demo", "clients", "upstream"),
     ("runtime",),  # as long as all the rest: real process trees
 )
+AGAIN = 2  # what a busy machine explains; more is a fault
+_FAILED = 1  # pytest's exit code where tests failed, and nothing worse
 _NO_TESTS = 5  # pytest's exit code where a choice (-k) leaves nothing
 
 
@@ -37,7 +44,15 @@ def main(arguments: list[str]) -> int:
 
 def run(*commands: list[str]) -> int:
     """Run commands of pytest at the same time; 0 if all passed, or the first exit code that says otherwise."""
-    *beside, shown = commands
+    with tempfile.TemporaryDirectory() as caches:
+        parts = [[*command, "-o", f"cache_dir={caches}/{index}"] for index, command in enumerate(commands)]
+        codes = _beside(parts)
+        return _verdict([_again(part, code) for part, code in zip(parts, codes, strict=True)])
+
+
+def _beside(parts: list[list[str]]) -> list[int]:
+    """Their exit codes, in the same order."""
+    *beside, shown = parts
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in beside]
         children = [
@@ -45,7 +60,8 @@ def run(*commands: list[str]) -> int:
             for command, output in zip(beside, outputs, strict=True)
         ]
         try:
-            codes = [subprocess.run(shown, cwd=ROOT, check=False).returncode, *(child.wait() for child in children)]
+            last = subprocess.run(shown, cwd=ROOT, check=False).returncode
+            codes = [*(child.wait() for child in children), last]
         except BaseException:
             for child in children:
                 child.terminate()
@@ -55,7 +71,33 @@ def run(*commands: list[str]) -> int:
         for output in outputs:
             output.seek(0)
             sys.stdout.buffer.write(output.read())
-    return next((code for code in codes if code not in (0, _NO_TESTS)), 0)
+        sys.stdout.flush()
+    return codes
+
+
+def _again(part: list[str], code: int) -> tuple[int, list[str]]:
+    """The exit code that counts, and the tests that failed at first and passed alone."""
+    failed = _failed(Path(part[-1].removeprefix("cache_dir=")))
+    if code != _FAILED or not 0 < len(failed) <= AGAIN:
+        return code, []
+    print(f"\nagain, with nothing beside: {', '.join(failed)}", flush=True)
+    code = subprocess.run([*part, "--last-failed"], cwd=ROOT, check=False).returncode
+    return code, failed if code == 0 else []
+
+
+def _failed(cache: Path) -> list[str]:
+    """What pytest's cache has of the last run; nothing where it was not pytest that ran, or it came to no end."""
+    try:
+        return sorted(json.loads((cache / "v/cache/lastfailed").read_bytes()))
+    except OSError:
+        return []
+
+
+def _verdict(parts: list[tuple[int, list[str]]]) -> int:
+    for _, passed_alone in parts:
+        for each in passed_alone:
+            print(f"failed, and passed when it was run again alone: {each}")
+    return next((code for code, _ in parts if code not in (0, _NO_TESTS)), 0)
 
 
 if __name__ == "__main__":
