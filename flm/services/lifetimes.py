@@ -17,7 +17,7 @@ _DURATION: Final = re.compile(r"([0-9]{1,9})([smhdw])")
 _MOMENT: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
-_LAST: Final = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())  # what a date can still be written as
+_LAST: Final = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())  # what a date can still be written as
 _SHOWN: Final = 80  # characters of what was given that an error repeats
 
 

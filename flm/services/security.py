@@ -152,6 +152,8 @@ class SecurityService:
         """
         seconds = None if grace is None else lifetimes.seconds(grace, "the grace")
         now = int(self._now())
+        if grace is not None:
+            lifetimes.moment(grace, "the grace", now)  # its end can still be written as a date
         async with await open_security(self._folder) as database, database.transaction() as transaction:
             old = _replaceable(_named(name, await rows.all_keys(transaction), replaced=False), now)
             grant = Grant(old.label, old.scopes, old.models, old.engines, old.expires_at)

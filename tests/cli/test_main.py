@@ -76,6 +76,7 @@ class TestUsage:
             ("--format", "yaml", "config", "list"),
             ("api-keys", "create"),
             ("api-keys", "create", "--label"),
+            ("api-keys", "create", "--label=--"),
             ("api-keys", "create", "label"),
             ("api-keys", "revoke"),
             ("engines", "add", "--id", "a"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from typing import Any
 
 import pytest
@@ -175,13 +177,24 @@ class TestRotating:
             assert refused.value.code is CommandCode.KEY_NOT_FOUND
         assert stored(folder) == before
 
-    @pytest.mark.parametrize("grace", ["", "0s", "1", "2030-01-31T12:00:00Z", "soon"])
+    @pytest.mark.parametrize("grace", ["", "0s", "1", "2030-01-31T12:00:00Z", "soon", "500000w"])
     def test_a_grace_is_a_duration(self, service: SecurityService, grace: str) -> None:
         create(service, "a")
         with pytest.raises(CommandError, match="the grace must be") as refused:
             rotate(service, "a", grace)
         assert refused.value.code is CommandCode.USAGE
         assert len(listed(service)) == 1
+
+    def test_an_end_that_no_date_can_say_leaves_the_list_readable(
+        self, service: SecurityService, folder: Folder
+    ) -> None:
+        """As another program, or an FLM that knew no bound of a grace, may have stored it."""
+        late, early = create(service, "a"), create(service, "b")
+        with contextlib.closing(sqlite3.connect(folder.security)) as database, database:
+            change = "UPDATE api_keys SET expires_at = ? WHERE id = ?"
+            database.executemany(change, [(1 << 62, late.id), (-(1 << 62), early.id)])
+        found = listed(service)
+        assert [found[key.id].expires_at for key in (late, early)] == ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"]
 
     def test_of_many_at_once_one_rotates(self, service: SecurityService) -> None:
         old = create(service, "a")
