@@ -10,7 +10,8 @@ import json
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from flm.engines.base import Call, Dialect, Endpoint
+from flm.engines.base import Dialect
+from flm.engines.call import Call, Endpoint
 from flm.engines.registry import DIALECTS
 from flm.wire.openai import peek
 

@@ -11,25 +11,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 
+from flm.engines.call import Call, Change
+from flm.engines.capabilities import Table
 from flm.engines.closed import CLOSED_ANYWHERE, ClosedRoute
 from flm.errors import Header
 from flm.snapshot import Model
-from flm.wire.openai import Peek
-
-if TYPE_CHECKING:
-    from flm.engines.capabilities import Table
-
-
-class Endpoint(enum.Enum):
-    """The OpenAI routes that are translated; the value is the path of the same name at an OpenAI server."""
-
-    CHAT = "/v1/chat/completions"
-    COMPLETIONS = "/v1/completions"
-    EMBEDDINGS = "/v1/embeddings"
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -80,34 +70,6 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     body: bytes
     method: str = "POST"
     headers: tuple[Header, ...] = ((b"content-type", b"application/json"),)
-
-
-class Call(msgspec.Struct, frozen=True):
-    """One client request, peeked once.
-
-    `model` is the engine's own name of the model; `peek.model` is what the caller wrote and what the answer repeats.
-    `capabilities` are those of the model, empty when unknown. `response_id` and `created` (Unix seconds) are used
-    where the engine has none of its own.
-    """
-
-    endpoint: Endpoint
-    peek: Peek
-    model: str
-    response_id: str
-    created: int
-    engine_version: str | None = None
-    capabilities: tuple[str, ...] = ()
-
-
-class Change(msgspec.Struct, frozen=True):
-    """One parameter that does not have the effect asked for: `action` is `clamped`, `changed`, `dropped` or `ignored`.
-
-    Rendered in `x-flm-warnings` as `parameter;action=…;value=…` (RFC 9651 list).
-    """
-
-    parameter: str
-    action: str
-    value: str | int | float | None = None
 
 
 class Translation(Protocol):

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from flm.engines.base import Call, Change
+from flm.engines.call import Call, Change
 from flm.errors import ErrorKind, RequestError
 from flm.wire.chat import LETTER_N, MALFORMED, NULL, first_byte, invalid
 

@@ -20,15 +20,8 @@ from typing import Any, Final
 import msgspec
 
 from flm.engines import completion_cases, embedding_cases, lmstudio_places
-from flm.engines.base import (
-    Call,
-    Change,
-    Identifying,
-    Identity,
-    Listing,
-    Probe,
-    UpstreamRequest,
-)
+from flm.engines.base import Identifying, Identity, Listing, Probe, UpstreamRequest
+from flm.engines.call import Call, Change
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.chat_cases import CHAT_CASES, COMMON, EFFORTS, FUNCTIONS_ONLY, LOCAL
 from flm.engines.closed import ClosedRoute

@@ -18,18 +18,8 @@ from typing import Final
 import msgspec
 
 from flm.engines import ollama_places, ollama_request
-from flm.engines.base import (
-    Answer,
-    Call,
-    DialectDefaults,
-    Endpoint,
-    Identifying,
-    Identity,
-    Listing,
-    Probe,
-    Translation,
-    Verdict,
-)
+from flm.engines.base import Answer, DialectDefaults, Identifying, Identity, Listing, Probe, Translation, Verdict
+from flm.engines.call import Call, Endpoint
 from flm.engines.capabilities import older
 from flm.engines.closed import ClosedRoute
 from flm.engines.ollama_answer import ChatAnswer, ChatStream, EmbeddingAnswer

@@ -14,7 +14,8 @@ from typing import Annotated
 
 import msgspec
 
-from flm.engines.base import Call, Change, UpstreamRequest
+from flm.engines.base import UpstreamRequest
+from flm.engines.call import Call, Change
 from flm.engines.refusals import reported, unreadable
 from flm.engines.translation import LineStream, WholeAnswer, unfinished
 from flm.errors import UpstreamProtocolError

@@ -14,7 +14,8 @@ from typing import Annotated, Final
 
 import msgspec
 
-from flm.engines.base import Call, Change, UpstreamRequest
+from flm.engines.base import UpstreamRequest
+from flm.engines.call import Call, Change
 from flm.engines.ollama_options import Options, options
 from flm.engines.ollama_table import COMPLETION_TABLE
 from flm.engines.refusals import reported, unreadable

@@ -14,7 +14,8 @@ from typing import Final
 
 import msgspec
 
-from flm.engines.base import Call, Change, UpstreamRequest
+from flm.engines.base import UpstreamRequest
+from flm.engines.call import Call, Change
 from flm.engines.capabilities import older
 from flm.engines.ollama_leftovers import leftovers
 from flm.engines.ollama_options import Options, options

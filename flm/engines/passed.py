@@ -16,7 +16,8 @@ from collections.abc import Mapping
 import msgspec
 
 from flm.config import MAX_ERROR_BODY_BYTES
-from flm.engines.base import Call, Change, UpstreamRequest
+from flm.engines.base import UpstreamRequest
+from flm.engines.call import Call, Change
 from flm.engines.choices import deviates, mended
 from flm.engines.refusals import reported, unreadable
 from flm.engines.steady import Constants, Roles

@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from flm.engines.base import Call, Change, UpstreamRequest
+from flm.engines.base import UpstreamRequest
+from flm.engines.call import Call, Change
 from flm.engines.passed import PassedAnswer, PassedStream, Top, fields_of, is_array, is_empty, items_of, says_something
 from flm.engines.refusals import unreadable
 from flm.errors import UpstreamProtocolError

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from flm.engines.base import Call, Change, UpstreamRequest
+from flm.engines.base import UpstreamRequest
+from flm.engines.call import Call, Change
 from flm.engines.passed import PassedAnswer, Top, fields_of, is_array, items_of, says_something
 from flm.engines.refusals import unreadable
 from flm.errors import UpstreamProtocolError

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from flm.engines import chat_cases, completion_cases
-from flm.engines.base import Call, DialectDefaults, Endpoint, Translation, UpstreamRequest
+from flm.engines.base import DialectDefaults, Translation, UpstreamRequest
+from flm.engines.call import Call, Endpoint
 from flm.engines.capabilities import Table
 from flm.engines.completion_cases import COMPLETION_CASES
 from flm.engines.embedding_cases import EMBEDDING_CASES

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from flm.engines.base import Call, Endpoint
+from flm.engines.call import Call, Endpoint
 from flm.errors import ErrorKind, RequestError, shown
 from flm.wire.chat import ChatParameters, Tool, decoded, invalid, named_tool, tool_name
 

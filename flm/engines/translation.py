@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flm.config import MAX_ANSWER_BYTES, MAX_ERROR_BODY_BYTES
-from flm.engines.base import Change, UpstreamRequest
+from flm.engines.base import UpstreamRequest
+from flm.engines.call import Change
 from flm.engines.refusals import refusal
 from flm.errors import RequestError, UpstreamProtocolError
 from flm.wire.framing import LineReader

@@ -17,17 +17,8 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from flm.engines import chat_cases, completion_cases, embedding_cases
-from flm.engines.base import (
-    Answer,
-    Call,
-    Endpoint,
-    Identifying,
-    Identity,
-    Listing,
-    Probe,
-    UpstreamRequest,
-    Verdict,
-)
+from flm.engines.base import Answer, Identifying, Identity, Listing, Probe, UpstreamRequest, Verdict
+from flm.engines.call import Call, Endpoint
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.closed import ClosedRoute
 from flm.engines.passed import PassedAnswer, PassedStream, Top

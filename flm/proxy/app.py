@@ -21,7 +21,7 @@ import msgspec
 
 from flm import snapshot as snapshots
 from flm._native import Buckets
-from flm.engines.base import Endpoint
+from flm.engines.call import Endpoint
 from flm.errors import ErrorKind, RequestError
 from flm.policy import scopes
 from flm.policy.keys import Keyring, Principal, authenticate

@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 
 from flm.config import MAX_ANSWER_BYTES, MAX_CHAT_VALUES, MAX_INPUT_VALUES
-from flm.engines.base import Call, Change, Endpoint, Translation
+from flm.engines.base import Translation
+from flm.engines.call import Call, Change, Endpoint
 from flm.errors import EngineTimeoutError, Header, RequestError, UpstreamProtocolError
 from flm.proxy import patience
 from flm.proxy.body import read_body

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from flm.engines.base import Endpoint
+from flm.engines.call import Endpoint
 from tests.support.demo import Demo
 from tests.support.installed import Answer, Flm
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flm.engines.base import Endpoint
+from flm.engines.call import Endpoint
 from flm.engines.registry import DIALECTS
 from tests.clients.drivers import Client, Outcome, Running, Server
 from tests.support.belonging import Recorded, packed, recorded

@@ -12,7 +12,8 @@ from flm.demo import registry as demo
 from flm.demo import script
 from flm.demo.dialect import Request
 from flm.demo.registry import create
-from flm.engines.base import Answer, Call, Endpoint, Probe, Verdict
+from flm.engines.base import Answer, Probe, Verdict
+from flm.engines.call import Call, Endpoint
 from flm.engines.registry import DIALECTS
 from flm.wire.openai import peek
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from flm.demo.registry import DIALECTS as SIMULATORS
-from flm.engines.base import Dialect, Endpoint
+from flm.engines.base import Dialect
+from flm.engines.call import Endpoint
 from flm.engines.capabilities import Act, Case, Rule, Table, Version
 from flm.engines.registry import DIALECTS
 

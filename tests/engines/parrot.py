@@ -11,18 +11,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from flm.engines.base import (
-    Call,
-    Change,
-    DialectDefaults,
-    Endpoint,
-    Identifying,
-    Identity,
-    Listing,
-    Probe,
-    Translation,
-    UpstreamRequest,
-)
+from flm.engines.base import DialectDefaults, Identifying, Identity, Listing, Probe, Translation, UpstreamRequest
+from flm.engines.call import Call, Change, Endpoint
 from flm.engines.capabilities import Act, Rule, Table
 from flm.engines.chat_cases import CHAT_CASES
 from flm.engines.completion_cases import COMPLETION_CASES

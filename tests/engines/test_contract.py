@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from openai.types import Completion
 
 from flm.config import MAX_ANSWER_BYTES
-from flm.engines.base import Call, Endpoint
+from flm.engines.call import Call, Endpoint
 from flm.engines.passthrough import PassThrough
 from flm.engines.registry import DIALECTS
 from flm.engines.translation import AnswerTranslation

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flm.engines.base import Call, Dialect, Endpoint, Translation
+from flm.engines.base import Dialect, Translation
+from flm.engines.call import Call, Endpoint
 from flm.engines.capabilities import Case
 from flm.engines.chat_cases import CHAT_CASES
 from flm.engines.completion_cases import COMPLETION_CASES

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flm.engines.base import Endpoint
+from flm.engines.call import Endpoint
 from flm.engines.registry import DIALECTS
 from tests.support.belonging import Recorded, recorded
 from tests.support.translating import CALLER_MODEL, Outcome, every_way, payloads

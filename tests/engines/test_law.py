@@ -15,7 +15,7 @@ import struct
 
 import pytest
 
-from flm.engines.base import Endpoint
+from flm.engines.call import Endpoint
 from flm.engines.registry import DIALECTS
 from tests.support.belonging import Recorded, belongs, folders, packed, recorded
 from tests.support.reading import Reading, client_reading, engine_reading

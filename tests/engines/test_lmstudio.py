@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from flm.engines.base import Answer, Change, Endpoint, ListingError
+from flm.engines.base import Answer, ListingError
+from flm.engines.call import Change, Endpoint
 from flm.engines.lmstudio import with_content
 from flm.engines.registry import DIALECTS
 from flm.errors import RequestError

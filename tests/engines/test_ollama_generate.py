@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flm.engines.base import Call, Change, Endpoint
+from flm.engines.call import Call, Change, Endpoint
 from flm.engines.ollama import DIALECT
 from flm.errors import RequestError
 from tests.support.recordings import exchange

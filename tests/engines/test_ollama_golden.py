@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flm.engines.base import Endpoint
+from flm.engines.call import Endpoint
 from flm.engines.ollama import DIALECT
 from tests.support.recordings import Exchange, exchange
 from tests.support.translating import (

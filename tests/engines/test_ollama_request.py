@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flm.engines.base import Change, Endpoint
+from flm.engines.call import Change, Endpoint
 from flm.engines.ollama import DIALECT
 from flm.engines.ollama_request import older
 from flm.errors import RequestError

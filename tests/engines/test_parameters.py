@@ -16,7 +16,8 @@ from openai.types import completion_create_params as text_params
 from openai.types import embedding_create_params
 from openai.types.chat import completion_create_params as chat_params
 
-from flm.engines.base import Dialect, Endpoint
+from flm.engines.base import Dialect
+from flm.engines.call import Endpoint
 from flm.engines.capabilities import WARNED, Act, Case, Rule
 from flm.engines.chat_cases import CHAT_CASES
 from flm.engines.completion_cases import COMPLETION_CASES

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flm.engines.base import Call, Endpoint
+from flm.engines.call import Call, Endpoint
 from flm.engines.registry import DIALECTS
 from tests.support.translating import CALLER_MODEL, Outcome, call, every_way, outcome
 

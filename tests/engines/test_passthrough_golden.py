@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flm.engines.base import Dialect, Endpoint
+from flm.engines.base import Dialect
+from flm.engines.call import Endpoint
 from flm.engines.registry import DIALECTS
 from tests.support.recordings import exchange
 from tests.support.translating import (

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from flm.engines.base import Call, Change, Dialect, Endpoint
+from flm.engines.base import Dialect
+from flm.engines.call import Call, Change, Endpoint
 from flm.engines.registry import DIALECTS
 from flm.errors import RequestError
 from flm.wire.openai import peek

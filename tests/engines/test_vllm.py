@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from flm.engines.base import Answer, Change, Endpoint, Identity, Verdict
+from flm.engines.base import Answer, Identity, Verdict
+from flm.engines.call import Change, Endpoint
 from flm.engines.registry import DIALECTS
 from flm.errors import RequestError
 from flm.snapshot import Model

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flm.engines.base import Call, Endpoint
+from flm.engines.call import Call, Endpoint
 from flm.engines.registry import DIALECTS
 from flm.errors import RequestError
 from tests.support.recordings import Exchange, cases, exchange

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from flm.engines.base import Endpoint
+from flm.engines.call import Endpoint
 from tests.support.engine import answer, chunked
 from tests.support.installed import Flm, installed
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from flm.engines.base import Endpoint
+from flm.engines.call import Endpoint
 from flm.engines.registry import DIALECTS
 from tests.proxy.harness import Client, World, engine, run
 from tests.support.belonging import Recorded, recorded

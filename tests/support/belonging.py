@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from flm.engines.base import Answer, Call, Dialect, Endpoint, Verdict
+from flm.engines.base import Answer, Dialect, Verdict
+from flm.engines.call import Call, Endpoint
 from flm.engines.registry import DIALECTS
 from flm.errors import RequestError
 from tests.support.probing import run

@@ -17,7 +17,7 @@ import httpx2
 import msgspec
 import openai
 
-from flm.engines.base import Endpoint
+from flm.engines.call import Endpoint
 from flm.errors import ErrorKind, RequestError, envelope, error_event
 from tests.support.translating import Outcome
 

@@ -11,7 +11,8 @@ import msgspec
 from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from flm.engines.base import Call, Dialect, Endpoint, Translation
+from flm.engines.base import Dialect, Translation
+from flm.engines.call import Call, Endpoint
 from flm.errors import RequestError
 from flm.wire.openai import peek
 

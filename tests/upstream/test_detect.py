@@ -12,17 +12,8 @@ import pytest
 
 from flm.config import DETECT_TIMEOUT_SECONDS, PROBE_BODY_BYTES, PROBE_TIMEOUT_SECONDS, Settings
 from flm.engines import registry
-from flm.engines.base import (
-    Call,
-    DialectDefaults,
-    Identifying,
-    Identity,
-    Listing,
-    ListingError,
-    Probe,
-    Translation,
-    Verdict,
-)
+from flm.engines.base import DialectDefaults, Identifying, Identity, Listing, ListingError, Probe, Translation, Verdict
+from flm.engines.call import Call
 from flm.snapshot import Model
 from flm.upstream.detect import Detected, Registered, detect_engines, executable, identify, list_models
 from flm.upstream.health import DEGRADED, HEALTHY, INSTALLED, UNREACHABLE, WRONG, Thresholds
