@@ -10,12 +10,11 @@ from typing import Final
 
 import msgspec
 
-from flm.demo import process
-from flm.demo.process import DemoError
+from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
-from flm.runtime import instance
+from flm.services import demo_process
 from flm.services.engines import Engine, EngineService
-from flm.store.folder import Folder, secure_folder
+from flm.store.folder import Folder
 
 DEMO_ID: Final = "demo"
 
@@ -43,16 +42,13 @@ class DemoService:
         """
         for folder in (self._folder.root, self._folder.run):
             await asyncio.to_thread(secure_folder, folder)
-        try:
-            running = await asyncio.to_thread(process.start, self._folder.run, identify=_identity)
-        except DemoError as error:
-            raise CommandError(CommandCode.IO_ERROR, str(error)) from None
+        running = await demo_process.start(self._folder)
         engine = await self._registered(running.dialect, running.url)
         return RunningDemo(running.pid, running.url, f"flm://{DEMO_ID}/{running.model}", engine)
 
     async def stop(self) -> bool:
         """End it and unregister it. False if none was running. Raises IO_ERROR if it will not go."""
-        ended = await _end(self._folder)
+        ended = await demo_process.end(self._folder)
         await self._forget()
         return ended
 
@@ -69,22 +65,3 @@ class DemoService:
         except CommandError as error:
             if error.code is not CommandCode.ENGINE_NOT_FOUND:
                 raise
-
-
-async def end_process_at(folder: Folder, url: str) -> None:
-    """End the demo engine of this folder, if it is the one at `url`. Raises IO_ERROR if it will not go."""
-    running = await asyncio.to_thread(process.find, folder.run, _identity)
-    if running is not None and running.url == url:
-        await _end(folder)
-
-
-async def _end(folder: Folder) -> bool:
-    try:
-        return await asyncio.to_thread(process.stop, folder.run, _identity)
-    except DemoError as error:
-        raise CommandError(CommandCode.IO_ERROR, str(error)) from None
-
-
-def _identity(pid: int) -> str | None:
-    found = instance.identify(pid)
-    return None if found is None else f"{pid} {found.start_time} {found.boot_id}"

@@ -27,6 +27,7 @@ from flm.config import Settings, resolve
 from flm.engines.base import Dialect, ListingError, UpstreamRequest, Verdict
 from flm.engines.registry import DIALECTS, dialect
 from flm.errors import CommandCode, CommandError, RequestError
+from flm.services import demo_process
 from flm.services.notice import put_in_force
 from flm.services.registration import EngineTimeouts, check_credential, upstream
 from flm.services.times import rfc3339
@@ -183,10 +184,8 @@ class EngineService:
                 "is `registered` (one that is `detected` goes away when it ends)",
             )
         await put_in_force(self._folder)
-        from flm.services.demo import end_process_at  # here: it stands on this module
-
         for url in urls:
-            await end_process_at(self._folder, url)
+            await demo_process.end_at(self._folder, url)
         return engine_id
 
     async def _see(self, *, fresh: bool) -> Sequence[SeenEngine]:
