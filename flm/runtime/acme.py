@@ -24,6 +24,7 @@ from typing import Final, Protocol
 import msgspec
 
 from flm.config import Mode, Settings, domains
+from flm.disk.private import write_atomically
 from flm.errors import CommandCode, CommandError
 from flm.runtime import issuance
 from flm.runtime.front import Step
@@ -35,7 +36,7 @@ from flm.store.certificates import CertificateRow
 from flm.store.database import open_security
 from flm.store.folder import Folder
 from flm.tls import schedule
-from flm.tls.files import folder_of, read_pair, write_atomically
+from flm.tls.files import folder_of, read_pair
 from flm.tls.pair import Pair, check, covers, moment
 from flm.tls.plain import Site
 from flm.tls.way import Stop, way

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from flm.config import Settings
+from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
 from flm.runtime.logfile import LogDrain, RotatedFile, Sink, Terminal
 from flm.runtime.loglines import LogLines, install
-from flm.store.folder import secure_folder
 
 STOP_SECONDS: Final = 2.0  # for the last lines to reach the disk
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from flm.config import Settings
+from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
 from flm.runtime import control, crash, instance, keepers, preflight, sockets, succession
 from flm.runtime.audit import AuditTrail
@@ -40,7 +41,7 @@ from flm.runtime.publish import Publisher
 from flm.runtime.status import describe
 from flm.runtime.stopping import Stopping
 from flm.runtime.upkeep import Upkeep
-from flm.store.folder import Folder, secure_folder
+from flm.store.folder import Folder
 
 TICK_SECONDS: Final = 1.0  # how soon a change by others holds, and a hung worker is looked for
 SETTLE_SECONDS: Final = 2.0  # for the answers of control connections

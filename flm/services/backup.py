@@ -26,11 +26,12 @@ from typing import BinaryIO, Final
 import msgspec
 
 from flm import __version__
+from flm.disk.private import create_file, secure_folder, sync_folder
 from flm.errors import CommandCode, CommandError
 from flm.runtime import instance, memory
 from flm.services.times import rfc3339
 from flm.store.copies import copy_to, usable, verify
-from flm.store.folder import Folder, create_file, secure_folder, sync_folder
+from flm.store.folder import Folder
 from flm.store.sealed import CHUNK_BYTES, Head, Kind, check_size, invalid, read_head, seal, unseal
 from flm.store.sealed import Secret as Secret
 from flm.store.swap import AUDIT_LOG, members, replace, settle

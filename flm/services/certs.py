@@ -18,9 +18,10 @@ from typing import Any
 
 import msgspec
 
+from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
 from flm.services.times import rfc3339
-from flm.store.folder import Folder, secure_folder
+from flm.store.folder import Folder
 from flm.tls.local import LocalAuthority
 from flm.tls.pair import MAX_PEM_BYTES
 from flm.tls.trust import Root, Store, read_root, stores

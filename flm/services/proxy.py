@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from flm.config import Value
+from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
 from flm.runtime import control, instance
 from flm.runtime.boot import WORKER_MODULE, SupervisorBoot, pack
@@ -34,7 +35,7 @@ from flm.runtime.handle import Handle as Handle
 from flm.runtime.instance import Instance
 from flm.runtime.memory import orphans
 from flm.runtime.succession import MODULE
-from flm.store.folder import Folder, secure_folder
+from flm.store.folder import Folder
 
 START_SECONDS: Final = 120.0  # of silence: workers have 60 s, databases may have to migrate, a CA has 90 s
 CHANGE_SECONDS: Final = 180.0  # pre-flight check, exec and new workers, each with a bound of its own

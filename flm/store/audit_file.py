@@ -18,11 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from flm.disk.private import secure_file, sync_folder
 from flm.errors import CommandCode, CommandError
 from flm.store import opening
 from flm.store.audit import AUDIT
 from flm.store.database import Database, open_by
-from flm.store.folder import Folder, secure_file, sync_folder
+from flm.store.folder import Folder
 from flm.store.inspection import inspect
 
 BUSY_MS: Final = 2000  # how long the writer waits for another program's transaction: rows wait, and so does a stop

@@ -15,9 +15,10 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from flm.disk.private import create_file, read_file, secure_file, sync_folder, write_new_file
 from flm.errors import CommandCode, CommandError
 from flm.store.audit import AUDIT
-from flm.store.folder import Folder, create_file, read_file, secure_file, sync_folder, write_new_file
+from flm.store.folder import Folder
 from flm.store.inspection import inspect, uri
 from flm.store.opening import migrate, open_by_itself, open_connection
 from flm.store.pepper import PEPPER_BYTES, load_pepper
@@ -136,10 +137,7 @@ def _keys(path: Path) -> int:
 
 
 def _pepper(folder: Path) -> bytes:
-    try:
-        return read_file(folder / "pepper", PEPPER_BYTES + 1)
-    except FileNotFoundError:
-        return b""
+    return read_file(folder / "pepper", PEPPER_BYTES + 1) or b""
 
 
 def _sync(path: Path) -> None:

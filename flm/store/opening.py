@@ -18,8 +18,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from flm.disk.private import create_file, secure_file, secure_folder, sync_folder
 from flm.errors import CommandCode, CommandError
-from flm.store.folder import Folder, create_file, locked, secure_file, secure_folder, sync_folder
+from flm.store.folder import Folder, locked
 from flm.store.inspection import BUSY_SECONDS, inspect, uri
 from flm.store.schema import SCHEMAS, Schema
 from flm.store.swap import settle, unsettled

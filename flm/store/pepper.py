@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from flm.disk.private import read_file, write_new_file
 from flm.errors import CommandCode, CommandError
-from flm.store.folder import Folder, read_file, write_new_file
+from flm.store.folder import Folder
 
 PEPPER_BYTES: Final = 32  # as long as the hash (SHA-256): RFC 2104 §3
 
@@ -22,17 +23,16 @@ def load_pepper(folder: Folder, *, create: bool) -> bytes:
 
     Raises IO_ERROR if it is missing though keys exist, or is not what was written.
     """
-    try:
-        pepper = read_file(folder.pepper, PEPPER_BYTES + 1)
-    except FileNotFoundError:
+    pepper = read_file(folder.pepper, PEPPER_BYTES + 1)
+    if pepper is None:
         if not create:
             raise CommandError(
                 CommandCode.IO_ERROR,
                 f"{folder.pepper} is missing, so no key can be verified; restore it from a copy. It was not made anew, "
                 "for that would make every key invalid for good",
-            ) from None
+            )
         write_new_file(folder.pepper, os.urandom(PEPPER_BYTES))
-        pepper = read_file(folder.pepper, PEPPER_BYTES + 1)
+        pepper = read_file(folder.pepper, PEPPER_BYTES + 1) or b""
     if len(pepper) != PEPPER_BYTES:
         raise CommandError(
             CommandCode.IO_ERROR,

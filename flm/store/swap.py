@@ -20,17 +20,9 @@ from typing import Final
 
 import msgspec
 
+from flm.disk.private import create_file, read_file, secure_file, secure_folder, sync_folder, write_new_file
 from flm.errors import CommandCode, CommandError
-from flm.store.folder import (
-    Folder,
-    create_file,
-    locked,
-    read_file,
-    secure_file,
-    secure_folder,
-    sync_folder,
-    write_new_file,
-)
+from flm.store.folder import Folder, locked
 from flm.store.inspection import BUSY_SECONDS, uri
 
 JOURNAL: Final = ".restoring"
@@ -173,10 +165,11 @@ def _fold(path: Path) -> int | None:
 
 def _undo(folder: Folder) -> None:
     """Put everything back as the journal says; may be cut off and begun anew. The caller holds the lock."""
-    try:
-        journal = msgspec.json.decode(read_file(folder.root / JOURNAL, _JOURNAL_BYTES), type=_Journal)
-    except FileNotFoundError:
+    written = read_file(folder.root / JOURNAL, _JOURNAL_BYTES)
+    if written is None:
         return
+    try:
+        journal = msgspec.json.decode(written, type=_Journal)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise CommandError(
             CommandCode.IO_ERROR,

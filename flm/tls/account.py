@@ -25,8 +25,9 @@ from josepy.errors import Error as JoseError
 from josepy.json_util import decode_b64jose, encode_b64jose
 from josepy.jwk import JWKEC
 
+from flm.disk.private import write_atomically
 from flm.tls.directory import Directory
-from flm.tls.files import read_private, write_atomically
+from flm.tls.files import read_private
 from flm.tls.network import Network
 from flm.tls.refusal import CUSTOMERS_ONLY, ProblemError, Refused, of_problem, quoted
 from flm.tls.words import Ask

@@ -28,8 +28,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from flm.disk.private import write_atomically
 from flm.errors import CommandCode, CommandError
-from flm.tls.files import locked, read_pair, read_private, write_atomically
+from flm.tls.files import locked, read_pair, read_private
 from flm.tls.interfaces import PRIVATE_NETWORKS, host_name, is_host_name
 from flm.tls.pair import Pair, check, moment, read
 

@@ -15,8 +15,9 @@ from typing import Final
 
 import msgspec
 
+from flm.disk.private import write_atomically
 from flm.tls.account import load_key
-from flm.tls.files import read_private, write_atomically
+from flm.tls.files import read_private
 
 FILE: Final = "pending.json"
 

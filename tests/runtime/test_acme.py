@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from flm.config import Settings, resolve
+from flm.disk.private import write_atomically
 from flm.errors import CommandCode, CommandError
 from flm.runtime.acme import TRIES_AT_START, AcmeKeeper
 from flm.runtime.issuance import Refused
 from flm.store import certificates as rows
 from flm.store.database import open_security
 from flm.store.folder import Folder, locate
-from flm.tls.files import folder_of, read_pair, write_atomically
+from flm.tls.files import folder_of, read_pair
 from flm.tls.pair import Pair, read
 from flm.tls.plain import Site
 from flm.tls.way import LETS_ENCRYPT, LETS_ENCRYPT_STAGING

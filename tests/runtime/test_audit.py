@@ -20,6 +20,7 @@ import pytest
 
 from flm._native import Rings
 from flm.config import Settings
+from flm.disk.private import secure_folder
 from flm.proxy.audit import Auditor, AuditRow
 from flm.proxy.recorder import Record
 from flm.runtime import audit as trails
@@ -30,7 +31,7 @@ from flm.services.audit import AuditEntry, AuditService, Query
 from flm.store import audit, audit_file
 from flm.store.audit import Filter
 from flm.store.database import Database, Row
-from flm.store.folder import Folder, locate, secure_folder
+from flm.store.folder import Folder, locate
 from tests.proxy.harness import CHAT, chat
 from tests.proxy.test_inference import DONE, GOOD_WHOLE, JSON, SSE, event
 from tests.runtime.harness import Running, alive, get, run, running, until

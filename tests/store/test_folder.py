@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
 from flm.store import folder as folders
 from flm.store.database import open_config, open_security
 from flm.store.folder import Folder, locate
 from flm.store.pepper import load_pepper
+from tests.support.creation import modes_of_new_files
 
 SECRETS = ("config.db", "security.db", "pepper")
 BESIDE = ("config.db-wal", "config.db-shm")
@@ -50,19 +52,9 @@ def test_parents_that_had_to_be_made_are_private_too(tmp_path: Path, no_umask: N
     assert [mode(tmp_path / name) for name in ("a", "a/b", "a/b/home")] == [0o700] * 3
 
 
-def test_the_first_byte_is_private_already(folder: Folder, no_umask: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mode at the moment of creation, before anything could have tightened it."""
-    created: list[int] = []
-    real = os.open
-
-    def spy(path: str | Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        descriptor = real(path, flags, mode, dir_fd=dir_fd)
-        if flags & os.O_CREAT:
-            created.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
-        return descriptor
-
-    monkeypatch.setattr(folders.os, "open", spy)
-    asyncio.run(use(folder))
+def test_the_first_byte_is_private_already(folder: Folder, no_umask: None) -> None:
+    with modes_of_new_files() as created:
+        asyncio.run(use(folder))
     assert len(created) >= 4  # marker, two databases, pepper
     assert set(created) == {0o600}
 
@@ -122,7 +114,7 @@ def test_another_users_file_is_refused(folder: Folder, name: str, monkeypatch: p
     asyncio.run(use(folder))
     stranger = os.geteuid() + 1
     if name == "":
-        monkeypatch.setattr(folders.os, "geteuid", lambda: stranger)
+        monkeypatch.setattr(os, "geteuid", lambda: stranger)
     elif os.geteuid() != 0:
         pytest.skip("only root can give files away")
     else:
@@ -170,32 +162,6 @@ def test_the_users_own_folder_is_the_default(monkeypatch: pytest.MonkeyPatch, tm
     assert root.name == "flm"
 
 
-def test_the_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
-    inside = threading.Event()
-    leave = threading.Event()
-    order: list[str] = []
-
-    def first() -> None:
-        with folders.locked(tmp_path):
-            inside.set()
-            leave.wait(10)
-            order.append("first")
-
-    def second() -> None:
-        with folders.locked(tmp_path):
-            order.append("second")
-
-    one = threading.Thread(target=first)
-    one.start()
-    assert inside.wait(10)
-    two = threading.Thread(target=second)
-    two.start()
-    leave.set()
-    one.join(10)
-    two.join(10)
-    assert order == ["first", "second"]
-
-
 def test_a_lock_that_is_never_given_back_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "LOCK_SECONDS", 0.0)
     with folders.locked(tmp_path), pytest.raises(CommandError) as refused, folders.locked(tmp_path):
@@ -205,14 +171,14 @@ def test_a_lock_that_is_never_given_back_is_reported(tmp_path: Path, monkeypatch
 
 class TestPepper:
     def test_is_made_once(self, folder: Folder) -> None:
-        folders.secure_folder(folder.root)
+        secure_folder(folder.root)
         first = load_pepper(folder, create=True)
         assert len(first) == 32
         assert load_pepper(folder, create=True) == first
         assert load_pepper(folder, create=False) == first
 
     def test_of_many_that_make_it_at_once_one_wins(self, folder: Folder) -> None:
-        folders.secure_folder(folder.root)
+        secure_folder(folder.root)
         found: list[bytes] = []
         threads = [threading.Thread(target=lambda: found.append(load_pepper(folder, create=True))) for _ in range(16)]
         for thread in threads:
@@ -224,7 +190,7 @@ class TestPepper:
         assert [path.name for path in folder.root.iterdir()] == ["pepper"]
 
     def test_missing_while_keys_depend_on_it_is_refused(self, folder: Folder) -> None:
-        folders.secure_folder(folder.root)
+        secure_folder(folder.root)
         with pytest.raises(CommandError, match="is missing") as refused:
             load_pepper(folder, create=False)
         assert refused.value.code is CommandCode.IO_ERROR
@@ -232,7 +198,7 @@ class TestPepper:
 
     @pytest.mark.parametrize("content", [b"", b"x" * 31, b"x" * 33])
     def test_of_another_length_is_refused_and_left(self, folder: Folder, content: bytes) -> None:
-        folders.secure_folder(folder.root)
+        secure_folder(folder.root)
         folder.pepper.write_bytes(content)
         folder.pepper.chmod(0o600)
         with pytest.raises(CommandError, match="damaged"):

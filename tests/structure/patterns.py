@@ -31,7 +31,7 @@ _WORDS_OF_RULES: Final = {
     "shell": "hands a line to a shell",
     "guessable": "random numbers that can be guessed; os.urandom or secrets cannot",
     "secret-in-environment": "hands a secret on in an environment, where /proc shows it",
-    "temporary-name": "a name in a folder of others; store/folder makes private files",
+    "temporary-name": "a name in a folder of others; disk/private makes private files",
 }
 
 

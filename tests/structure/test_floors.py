@@ -16,7 +16,7 @@ PURE_1 = frozenset({"wire", "policy"})
 PURE_2 = frozenset({"engines", "snapshot"})
 IO_3 = frozenset({"upstream", "store", "tls"})
 BELOW_PROXY = PURE_0 | PURE_1 | PURE_2
-BELOW_RUNTIME = BELOW_PROXY | IO_3 | {"proxy", "_native"}
+BELOW_RUNTIME = BELOW_PROXY | IO_3 | {"disk", "proxy", "_native"}
 
 # room -> the rooms it may import besides itself
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -27,9 +27,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "policy": PURE_0 | {"_native"},
     "snapshot": PURE_0 | PURE_1,
     "engines": PURE_0 | PURE_1 | {"snapshot"},
+    "disk": PURE_0,
     "upstream": BELOW_PROXY,
-    "store": BELOW_PROXY | {"_native"},
-    "tls": BELOW_PROXY,
+    "store": BELOW_PROXY | {"disk", "_native"},
+    "tls": BELOW_PROXY | {"disk"},
     "proxy": BELOW_PROXY | {"upstream", "_native"},
     "runtime": BELOW_RUNTIME,
     "demo": BELOW_RUNTIME,
@@ -94,6 +95,8 @@ def test_a_file_imports_only_what_its_floor_may(path: Path) -> None:
         ("proxy", "from granian.server.embed import Server"),
         ("upstream", "import flm.store"),
         ("tls", "from flm.store import folder"),
+        ("disk", "from flm.store import folder"),
+        ("proxy", "from flm.disk import private"),
         ("proxy", "from flm.tls import pair"),
         ("cli", "from flm.store import keys"),
         ("services", "from flm.cli.output import table"),

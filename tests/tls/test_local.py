@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flm.disk.private import write_atomically
 from flm.errors import CommandCode, CommandError
 from flm.tls import local
-from flm.tls.files import read_pair, write_atomically
+from flm.tls.files import read_pair
 from flm.tls.local import EARLIEST, LEAF_SECONDS, ROOT_SECONDS, SLACK_SECONDS, LocalAuthority
 from flm.tls.pair import Pair, check
 from tests.tls.issuing import DAY, NOW, authority, make
@@ -118,7 +119,7 @@ class TestRoot:
     @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
     def test_a_kill_at_any_step_heals(self, tmp_path: Path, step: str, number: int) -> None:
         program = (
-            "import os, signal, sys; from pathlib import Path; from flm.tls import files\n"
+            "import os, signal, sys; from pathlib import Path\n"
             "from flm.tls.local import LocalAuthority\n"
             "steps = []\n"
             f"real = os.{step}\n"
@@ -126,7 +127,7 @@ class TestRoot:
             "    steps.append(arguments)\n"
             f"    if len(steps) == {number}: os.kill(os.getpid(), signal.SIGKILL)\n"
             "    return real(*arguments)\n"
-            f"files.os.{step} = counted\n"
+            f"os.{step} = counted\n"
             f"LocalAuthority(Path(sys.argv[1])).leaf(['localhost'], {NOW})"
         )
         done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "certs")], timeout=60, check=False)
@@ -215,7 +216,7 @@ class TestRoot:
         ours = LocalAuthority(tmp_path / "certs")
         old = ours.root(NOW)
         program = (
-            "import os, signal, sys; from pathlib import Path; from flm.tls import files\n"
+            "import os, signal, sys; from pathlib import Path\n"
             "from flm.tls.local import LocalAuthority\n"
             "steps, real = [], os.rename\n"
             "def counted(*arguments):\n"
