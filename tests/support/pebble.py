@@ -32,6 +32,7 @@ RECIPE = 1
 """Raised when tests/acme/build.py builds the same version in another way."""
 
 _START_SECONDS = 20.0
+_LISTENING = ("api", "management", "http", "tls", "dns", "dns-management")
 Profiles = Mapping[str, Mapping[str, object]]
 
 
@@ -129,24 +130,51 @@ def running(
     at.mkdir(parents=True)
     authority = Authority(at / "authority", "CA of the tests' CA")
     pair = authority.issue("DNS:localhost,IP:127.0.0.1")
-    names = ("api", "management", "http", "tls", "dns", "dns-management")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    settings: dict[str, object] = {
+    ports = dict(zip(_LISTENING, free_ports(len(_LISTENING)), strict=True))
+    settings = _settings(ports, pair) | {
+        "externalAccountBindingRequired": eab is not None,
+        "externalAccountMACKeys": dict(eab or {}),
+        "domainBlocklist": list(blocked),
+        "retryAfter": {"authz": retry_after[0], "order": retry_after[1]},
+        "profiles": dict(profiles or {}),
+    }
+    (at / "pebble.json").write_text(json.dumps({"pebble": settings}))
+    api = [folder() / "bin/pebble", "-config", at / "pebble.json", "-dnsserver", f"127.0.0.1:{ports['dns']}"]
+    api += ["-strict"] if strict else []
+    variables = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "15"}
+    variables.update({f"PEBBLE_{name}": str(value) for name, value in environment.items()})
+    with (
+        _process(_dns_command(ports), at / "dns.log", {}) as resolver,
+        _process(api, at / "pebble.log", variables) as server,
+    ):
+        _await(resolver, ports["dns-management"], at / "dns.log")
+        _await(server, ports["management"], at / "pebble.log")
+        _await(server, ports["api"], at / "pebble.log")
+        yield _described(at, authority, pair, ports)
+
+
+def _settings(ports: Mapping[str, int], pair: Path) -> dict[str, object]:
+    return {
         "listenAddress": f"127.0.0.1:{ports['api']}",
         "managementListenAddress": f"127.0.0.1:{ports['management']}",
         "certificate": str(pair),
         "privateKey": str(pair),
         "httpPort": ports["http"],
         "tlsPort": ports["tls"],
-        "externalAccountBindingRequired": eab is not None,
-        "externalAccountMACKeys": dict(eab or {}),
-        "domainBlocklist": list(blocked),
-        "retryAfter": {"authz": retry_after[0], "order": retry_after[1]},
         "keyAlgorithm": "ecdsa",
-        "profiles": dict(profiles or {}),
     }
-    (at / "pebble.json").write_text(json.dumps({"pebble": settings}))
-    ca = Ca(
+
+
+def _dns_command(ports: Mapping[str, int]) -> list[object]:
+    return [
+        folder() / "bin/pebble-challtestsrv", "-http01", "", "-https01", "", "-doh", "", "-tlsalpn01", "",
+        "-dnsserver", f"127.0.0.1:{ports['dns']}", "-management", f"127.0.0.1:{ports['dns-management']}",
+        "-defaultIPv4", "127.0.0.1", "-defaultIPv6", "",
+    ]  # fmt: skip
+
+
+def _described(at: Path, authority: Authority, pair: Path, ports: Mapping[str, int]) -> Ca:
+    return Ca(
         at,
         f"https://localhost:{ports['api']}/dir",
         authority.file,
@@ -156,24 +184,6 @@ def running(
         pair,
         ssl.create_default_context(cafile=str(authority.file)),
     )
-    programs = folder() / "bin"
-    dns = [
-        programs / "pebble-challtestsrv", "-http01", "", "-https01", "", "-doh", "", "-tlsalpn01", "",
-        "-dnsserver", f"127.0.0.1:{ports['dns']}", "-management", f"127.0.0.1:{ports['dns-management']}",
-        "-defaultIPv4", "127.0.0.1", "-defaultIPv6", "",
-    ]  # fmt: skip
-    api = [programs / "pebble", "-config", at / "pebble.json", "-dnsserver", f"127.0.0.1:{ports['dns']}"]
-    api += ["-strict"] if strict else []
-    variables = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "15"}
-    variables.update({f"PEBBLE_{name}": str(value) for name, value in environment.items()})
-    with (
-        _process(dns, at / "dns.log", {}) as resolver,
-        _process(api, at / "pebble.log", variables) as server,
-    ):
-        _await(resolver, ports["dns-management"], at / "dns.log")
-        _await(server, ports["management"], at / "pebble.log")
-        _await(server, ports["api"], at / "pebble.log")
-        yield ca
 
 
 @contextlib.contextmanager
