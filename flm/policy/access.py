@@ -30,7 +30,8 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def host_name(value: bytes) -> bytes | None:
-    """The host of a Host header in lower case, without port and brackets; None if it is not `host[:port]`."""
+    """The host of a Host header in lower case, without port and brackets, and without the dot that a name may end with
+    and still be the same (RFC 3986 §3.2.2); None if it is not `host[:port]`."""
     value = value.lower()
     if value[:1] == b"[":
         host, closed, rest = value[1:].partition(b"]")
@@ -40,7 +41,13 @@ def host_name(value: bytes) -> bytes | None:
     host, colon, port = value.partition(b":")
     if not host or host.translate(None, _NAME_BYTES) or (colon and not _is_port(port)):
         return None
-    return host
+    return _relative(host)
+
+
+def _relative(host: bytes) -> bytes:
+    """A name without its final dot. What is an address without it is none with it, and stays."""
+    name = host.removesuffix(b".")
+    return host if not name or _address(name) is not None else name
 
 
 def _is_port(text: bytes) -> bool:
@@ -72,7 +79,7 @@ class HostGuard:
         bound = ipaddress.ip_address(bind)
         self._wide = not bound.is_loopback
         own = _LOOPBACK_NAMES if bound.is_unspecified else _LOOPBACK_NAMES | {str(bound).encode()}
-        self._hosts = own | {_canonical(host.encode()) for host in allowed_hosts}
+        self._hosts = own | {_canonical(_relative(host.encode())) for host in allowed_hosts}
         self._origins = frozenset(origin.encode() for origin in allowed_origins)
 
     def check(

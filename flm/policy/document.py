@@ -257,7 +257,7 @@ def _host_allowed(text: str) -> None:
         except ValueError:
             raise ValueError("a host stands without a port, and an IPv6 address without brackets") from None
         return
-    if name is None or name.decode() != text:
+    if name is None or text not in (name.decode(), f"{name.decode()}."):
         raise ValueError("a host is a name or an address in small letters, such as `flm.example.com`")
 
 

@@ -51,6 +51,11 @@ def test_a_public_bind_address_answers_for_itself() -> None:
     [
         (b"localhost", b"localhost"),
         (b"LocalHost:80", b"localhost"),
+        (b"LocalHost.:80", b"localhost"),
+        (b"a.example.", b"a.example"),
+        (b"a.example..", b"a.example."),
+        (b".", b"."),
+        (b"127.0.0.1.", b"127.0.0.1."),
         (b"127.0.0.1:65535", b"127.0.0.1"),
         (b"[::1]", b"::1"),
         (b"[FE80::1]:1", b"fe80::1"),
@@ -106,8 +111,23 @@ def test_hosts_of_the_policy_are_answered_too() -> None:
     for host in (b"FLM.example.com:443", b"[2606:4700::1111]:80", b"192.0.2.1", b"localhost"):
         assert kind_of(guard, host, None, None) is None
         assert kind_of(guard, host, b"https://" + host, b"same-origin") is None
-    for host in (b"x.flm.example.com", b"flm.example.com.evil.org", b"192.0.2.2", b"flm.example.com."):
+    for host in (b"x.flm.example.com", b"flm.example.com.evil.org", b"192.0.2.2", b"192.0.2.1."):
         assert kind_of(guard, host, None, None) is ErrorKind.HOST_NOT_ALLOWED
+
+
+_LABEL = st.text("abcxyz019-", min_size=1, max_size=5)
+
+
+@given(st.lists(_LABEL, min_size=1, max_size=4).map(".".join), st.booleans(), st.sampled_from(["", ":443"]))
+def test_a_name_with_its_final_dot_is_the_same_name(name: str, listed_with_dot: bool, port: str) -> None:
+    """RFC 3986 §3.2.2: it only says that the name is absolute."""
+    letter = f"{name}.x"  # no address, whatever the digits
+    guard = HostGuard("127.0.0.1", allowed_hosts=[f"{letter}." if listed_with_dot else letter])
+    for host in (letter, f"{letter}.", f"{letter.upper()}."):
+        sent = (host + port).encode()
+        assert kind_of(guard, sent, b"https://" + sent, b"same-origin") is None
+    for host in (f"{letter}..", f".{letter}", f"{letter}.y.", f"y{letter}."):
+        assert kind_of(guard, (host + port).encode(), None, None) is ErrorKind.HOST_NOT_ALLOWED
 
 
 @pytest.mark.parametrize("site", [None, b"cross-site", b"same-site"])

@@ -29,7 +29,7 @@ def test_every_field() -> None:
         "auth_failure_limit": {"rpm": 0},
         "trusted_proxies": ["10.0.0.0/8"],
         "client_address_header": "forwarded",
-        "allowed_hosts": ["flm.example.com", "192.0.2.1", "2001:db8::1"],
+        "allowed_hosts": ["flm.example.com", "flm.example.org.", "192.0.2.1", "2001:db8::1"],
     }
     policy = parse_policy(json.dumps(document).encode())
     assert rendered(policy) == document
