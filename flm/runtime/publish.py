@@ -3,7 +3,7 @@
 Strategy: read everything, bring the keyring up to date by its differences, then publish the snapshot, whose new epoch
 makes both visible. Changes made by others are noticed by their databases' `generation`. What cannot be read leaves the
 last good state in force, and is remembered for `status`. A policy that cannot be read is fail-closed: nothing starts
-with it, and where one is in force it stays so, while revocations and all else go on.
+with it, and where one is in force it stays so, while revocations and all else go on. A damaged row is no key.
 
 Knows the store and the shared memory; no worker, no socket, no engine's dialect.
 """
@@ -39,6 +39,8 @@ CHAT_KEY_SECONDS: Final = 900.0  # a key for one `flm chat`: no answer takes lon
 NOT_PUBLISHED: Final = "its model list cannot be published, and is left out: too large, or not to be encoded"
 _FIRST_CHAT_SLOT: Final = 1 << 31  # beyond every slot of the database
 _SALT_BYTES: Final = 16
+_SHOWN: Final = 5  # damaged rows that a message names
+_LATEST_MS: Final = (1 << 64) - 1  # that the keyring can hold; 0 there is no end
 
 _Entry = tuple[int, bytes, bytes, int, int]  # slot, salt, digest, expiry in Unix milliseconds, scopes
 
@@ -62,6 +64,7 @@ class Publisher:
         self.engines_in_force: tuple[Engine, ...] = ()  # what requests know
         self.policy: Policy | None = None  # the last one that could be read
         self._policy_error: str | None = None
+        self._damaged_error: str | None = None  # which rows are no keys
         self._bare_error: str | None = None  # which engines are in force without their models
         self._revoked = False  # a key, and nobody was told yet
         self.on_revocation: Callable[[], None] = lambda: None  # called once requests with the key are refused
@@ -151,7 +154,8 @@ class Publisher:
         self.resolved = resolved
         self.engines_in_force = snapshot.engines
         self._say_bare(bare)
-        self.last_error = self._policy_error or self._bare_error
+        self._say_damaged([key.id for key in keys if key.damaged and key.revoked_at is None])
+        self.last_error = self._policy_error or self._damaged_error or self._bare_error
         return epoch
 
     def _say_bare(self, ids: list[str]) -> None:
@@ -159,6 +163,12 @@ class Publisher:
         if error is not None and error != self._bare_error:
             log.error("%s", error)
         self._bare_error = error
+
+    def _say_damaged(self, ids: list[str]) -> None:
+        error = f"damaged rows of security.db are no valid keys: {', '.join(ids[:_SHOWN]):.200}" if ids else None
+        if error is not None and error != self._damaged_error:
+            log.error("%s", error)
+        self._damaged_error = error
 
     def _tell_of_revocation(self) -> None:
         if self._revoked and self.resolved.settings.security_revoke_ends_streams:
@@ -203,18 +213,14 @@ class Publisher:
         self._entries = dict.fromkeys(set(keyring.ids()) - chat_keys.keys(), (-1, b"", b"", 0, 0))
 
     def _revoke(self, keyring: Keyring, keys: list[key_rows.StoredKey]) -> None:
-        valid = {key.id for key in keys if key.revoked_at is None}
+        valid = {key.id for key in keys if _is_valid(key)}
         for key_id in self._entries.keys() - valid:
             keyring.remove(key_id)
             del self._entries[key_id]
             self._revoked = True
 
     def _update_keyring(self, keyring: Keyring, keys: list[key_rows.StoredKey]) -> None:
-        wanted = {
-            key.id: (key.slot, key.salt, key.digest, (key.expires_at or 0) * 1000, _bits(key))
-            for key in keys
-            if key.revoked_at is None
-        }
+        wanted = {key.id: (key.slot, key.salt, key.digest, _end(key), _bits(key)) for key in keys if _is_valid(key)}
         for key_id, entry in wanted.items():
             if self._entries.get(key_id) != entry:
                 slot, salt, digest, expires, granted = entry
@@ -266,6 +272,16 @@ def _bare(engine: Engine) -> Engine:
     return msgspec.structs.replace(engine, models=(), version=None, last_error=NOT_PUBLISHED)
 
 
+def _is_valid(key: key_rows.StoredKey) -> bool:
+    """But for its end, which requests look at."""
+    return key.revoked_at is None and not key.damaged
+
+
+def _end(key: key_rows.StoredKey) -> int:
+    """In Unix milliseconds, as the keyring has it; an end before 1970 has passed too."""
+    return 0 if key.expires_at is None else min(max(key.expires_at * 1000, 1), _LATEST_MS)
+
+
 def _bits(key: key_rows.StoredKey) -> int:
     """What the keyring says of a key: its scopes, and whether the snapshot has more to say."""
     return scopes.bits(key.scopes) | (scopes.RESTRICTED if key.models or key.engines else 0)
@@ -273,7 +289,5 @@ def _bits(key: key_rows.StoredKey) -> int:
 
 def _restrictions(keys: list[key_rows.StoredKey]) -> dict[str, Restriction]:
     return {
-        key.id: Restriction(key.models, key.engines)
-        for key in keys
-        if key.revoked_at is None and (key.models or key.engines)
+        key.id: Restriction(key.models, key.engines) for key in keys if _is_valid(key) and (key.models or key.engines)
     }

@@ -108,7 +108,7 @@ def _keys(policy: Policy, keys: list[StoredKey], slots: int, live: _Full, now_ns
 
 
 def _valid(key: StoredKey) -> bool:
-    return key.revoked_at is None and (key.expires_at is None or key.expires_at > time.time())
+    return not key.damaged and key.revoked_at is None and (key.expires_at is None or key.expires_at > time.time())
 
 
 def _others(policy: Policy, live: _Full, now_ns: int) -> Iterator[Bucket]:

@@ -233,6 +233,8 @@ class SecurityService:
 def _replaceable(key: StoredKey, now: int) -> StoredKey:
     if key.replaced_by is not None:
         why = f"was replaced by {key.replaced_by} before; rotate that one"
+    elif key.damaged:
+        why = "is damaged in the database, and no valid key; revoke it, and make a new one with `flm api-keys create`"
     elif key.revoked_at is not None:
         why = "is revoked; make a new one with `flm api-keys create`"
     elif key.expires_at is not None and key.expires_at <= now:

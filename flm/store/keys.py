@@ -1,11 +1,14 @@
 """API keys as rows: everything about a key but the key itself, which is never stored.
 
-Knows no cryptography: salt and digest are bytes that others made.
+Knows no cryptography: salt and digest are bytes that others made. A row that another program spoiled is no valid key,
+and hinders none of the others.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
@@ -16,13 +19,17 @@ _COLUMNS = (
     "created_at, expires_at, revoked_at, last_used_at, replaced_by"
 )
 _MARKS = ", ".join("?" * len(_COLUMNS.split(",")))
+_ID: Final = re.compile(r"[0-9A-Za-z]{12}")
+_SALT_BYTES: Final = 16
+_DIGEST_BYTES: Final = 32
+_SLOTS: Final = 1 << 31  # more than keys can ever be made; from here on they are others' (flm/runtime/publish.py)
 
 
 class StoredKey(msgspec.Struct, frozen=True):
     """One key. `slot` is its number in shared memory: 0, 1, 2 … in order of creation. Times are Unix seconds.
 
     `models`, `engines`: patterns and ids it is restricted to, none: all. `replaced_by`: the id of the key that took its
-    place when it was rotated.
+    place when it was rotated. `damaged`: the row holds what FLM never writes, and is shown without it.
     """
 
     id: str
@@ -38,6 +45,7 @@ class StoredKey(msgspec.Struct, frozen=True):
     models: tuple[str, ...] = ()
     engines: tuple[str, ...] = ()
     replaced_by: str | None = None
+    damaged: bool = False
 
 
 async def all_keys(reader: Reader) -> list[StoredKey]:
@@ -47,7 +55,7 @@ async def all_keys(reader: Reader) -> list[StoredKey]:
 
 async def next_slot(transaction: Transaction) -> int:
     """The slot of the next key: the number of keys ever made, since none is ever deleted."""
-    ((slot,),) = await transaction.rows("SELECT coalesce(max(slot) + 1, 0) FROM api_keys")
+    ((slot,),) = await transaction.rows("SELECT coalesce(max(slot) + 1, 0) FROM api_keys WHERE slot < ?", (_SLOTS,))
     return int(slot)
 
 
@@ -97,10 +105,27 @@ async def used(transaction: Transaction, last: Mapping[str, int]) -> None:
 
 
 def _key(row: Row) -> StoredKey:
-    identity, slot, label, scopes, models, engines, *rest = row
-    secret_and_times, replaced_by = rest[:-1], rest[-1]
-    key = StoredKey(identity, slot, label, tuple(scopes.split()), *secret_and_times)
+    identity, slot, label, scopes, models, engines, salt, digest, *times, replaced_by = row
+    if not _is_whole(row):
+        revoked_at = row[10] if row[10] is None or isinstance(row[10], int) else 0
+        return StoredKey(f"{identity}", -1, "(damaged)", (), b"", b"", 0, revoked_at=revoked_at, damaged=True)
+    key = StoredKey(identity, slot, label, tuple(scopes.split()), salt, digest, *times)
     return msgspec.structs.replace(key, models=_lines(models), engines=_lines(engines), replaced_by=replaced_by)
+
+
+def _is_whole(row: Row) -> bool:
+    """SQLite keeps values of any type in any column."""
+    identity, slot, label, scopes, models, engines, salt, digest, created_at, *times, replaced_by = row
+    return (
+        all(isinstance(text, str) for text in (identity, label, scopes, models, engines))
+        and isinstance(replaced_by, str | None)
+        and _ID.fullmatch(identity) is not None
+        and all(isinstance(number, int) for number in (slot, created_at))
+        and 0 <= slot < _SLOTS
+        and all(isinstance(time, int | None) for time in times)
+        and all(isinstance(data, bytes) for data in (salt, digest))
+        and (len(salt), len(digest)) == (_SALT_BYTES, _DIGEST_BYTES)
+    )
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import time
@@ -236,6 +237,78 @@ def test_an_expiry_is_kept(tmp_path: Path) -> None:
         await bench.publisher.refresh(bench.memory)
         assert bench.valid(key, 99)
         assert not bench.valid(key, 100)
+        await bench.publisher.close()
+
+    run(main)
+
+
+def edit(folder: Folder, statement: str, *values: object) -> None:
+    """As another program may."""
+    with contextlib.closing(sqlite3.connect(folder.security)) as database, database:
+        database.execute(statement, values)
+
+
+@pytest.mark.parametrize("end", [0, -5, 1])
+def test_an_end_that_has_passed_is_one_however_it_is_written(tmp_path: Path, end: int) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        key, _ = await bench.add_key(0, expires_at=end)
+        late, _ = await bench.add_key(1, expires_at=1 << 62)
+        await bench.publisher.refresh(bench.memory)
+        assert not bench.valid(key)
+        assert bench.valid(late, 1e9)
+        await bench.publisher.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("id", "../no id"),
+        ("id", b"blob"),
+        ("slot", -1),
+        ("slot", 1 << 40),
+        ("slot", "text"),
+        ("label", b"\xff"),
+        ("scopes", b"\xff"),
+        ("models", b"m"),
+        ("engines", b"e"),
+        ("salt", b""),
+        ("salt", "sixteen letters!"),
+        ("digest", b"x" * 31),
+        ("digest", b"x" * 33),
+        ("created_at", "x"),
+        ("expires_at", "never"),
+        ("expires_at", 1.5),
+        ("last_used_at", "x"),
+        ("replaced_by", b"x"),
+    ],
+)
+def test_a_damaged_row_is_no_valid_key_and_hinders_nothing_else(tmp_path: Path, column: str, value: object) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        service = SecurityService(bench.folder)
+        key, key_id = await bench.add_key(0)
+        leaving, leaving_id = await bench.add_key(1)
+        await bench.publisher.refresh(bench.memory)
+        edit(bench.folder, f"UPDATE api_keys SET {column} = ? WHERE id = ?", value, key_id)
+        await bench.publisher.refresh(bench.memory)
+        assert not bench.valid(key)
+        assert bench.valid(leaving)
+        assert str(bench.publisher.last_error).startswith("damaged rows of security.db are no valid keys: ")
+        made = await service.create_key("made after it")
+        await service.revoke_key(leaving_id)
+        await bench.publisher.refresh(bench.memory)
+        assert (bench.valid(made.key), bench.valid(leaving)) == (True, False)
+        (damaged,) = [found for found in await service.list_keys() if found.label == "(damaged)"]
+        with pytest.raises(CommandError, match="is damaged"):
+            await service.rotate_key(damaged.id)
+        edit(bench.folder, "UPDATE api_keys SET revoked_at = 5 WHERE label = 'label'")
+        await bench.publisher.refresh(bench.memory)
+        assert bench.publisher.last_error is None or column == "label"
         await bench.publisher.close()
 
     run(main)

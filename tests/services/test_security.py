@@ -187,8 +187,8 @@ def test_ten_thousand_keys_are_listed_in_order(folder: Folder) -> None:
     connection = sqlite3.connect(folder.security)
     connection.executemany(
         "INSERT INTO api_keys (id, slot, label, scopes, salt, digest, created_at) "
-        "VALUES (?, ?, 'bulk', 'inference', x'00', x'00', 1)",
-        [(f"id{number:09}", number) for number in range(1, 10_000)],
+        "VALUES (?, ?, 'bulk', 'inference', zeroblob(16), zeroblob(32), 1)",
+        [(f"id{number:010}", number) for number in range(1, 10_000)],
     )
     connection.commit()
     connection.close()

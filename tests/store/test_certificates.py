@@ -160,7 +160,7 @@ def test_a_database_of_the_third_version_gets_the_table_and_keeps_its_keys(folde
     connection = sqlite3.connect(folder.security)
     connection.execute(
         "INSERT INTO api_keys (id, slot, label, scopes, salt, digest, created_at) "
-        "VALUES ('id', 0, 'label', 'inference', x'00', x'01', 1)"
+        "VALUES ('idOfTwelve12', 0, 'label', 'inference', zeroblob(16), zeroblob(32), 1)"
     )
     connection.commit()
     connection.close()

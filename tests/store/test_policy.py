@@ -103,7 +103,11 @@ def test_a_database_of_the_first_version_gets_the_table(folder: Folder) -> None:
         path = opening.path_of(folder, schema)
         path.touch(mode=0o600)
         opening.migrate(path, schema)
-    edit(folder, "INSERT INTO api_keys VALUES ('id', 0, 'label', 'inference', x'00', x'01', 1, NULL, NULL, NULL)")
+    edit(
+        folder,
+        "INSERT INTO api_keys "
+        "VALUES ('idOfTwelve12', 0, 'label', 'inference', zeroblob(16), zeroblob(32), 1, NULL, NULL, NULL)",
+    )
 
     async def main() -> None:
         async with await open_security(folder) as database:
