@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
@@ -35,9 +34,8 @@ from flm.store.folder import Folder
 from flm.store.sealed import CHUNK_BYTES, Head, Kind, check_size, invalid, read_head, seal, unseal
 from flm.store.sealed import Secret as Secret
 from flm.store.swap import AUDIT_LOG, members, replace, settle
+from flm.store.workspace import COPIES, UNSEALED, workspace
 
-_STAGED: Final = ".restore-"  # folders of files in clear, private, for as long as a command runs
-_COPIED: Final = ".backup-"
 KEPT: Final = "before-restore-"
 _ALWAYS: Final = ("config.db", "security.db", "pepper")
 _CONTENTS_BYTES: Final = 65_536
@@ -117,7 +115,7 @@ class BackupService:
             )
         secure_folder(self._folder.root)
         created_at = int(self._now())
-        with _plainly(output), _workspace(self._folder.root, _COPIED) as copies:
+        with _plainly(output), workspace(self._folder.root, COPIES) as copies:
             copy_to(self._folder, copies, with_audit=with_audit)
             names = [name for name in members(self._folder) if (copies / name).exists()]
             files = tuple(File(name, (copies / name).stat().st_size) for name in names)
@@ -128,7 +126,7 @@ class BackupService:
     def _restore(self, source: Path, secret: Secret | None) -> Restored:
         source = Path(os.path.abspath(source))
         secure_folder(self._folder.root)
-        with _plainly(source), self._alone(), _workspace(self._folder.root, _STAGED) as staged:
+        with _plainly(source), self._alone(), workspace(self._folder.root, UNSEALED) as staged:
             settle(self._folder)
             created_at = None
             if _sealed_with(source):
@@ -284,32 +282,6 @@ def _way_back(folder: Folder, kept: Path | None) -> str:
                 elsewhere += [f"--db-path-{option}", str(path)]
         return shlex.join(["flm", "security", "backup", "restore", *elsewhere, str(kept)])
     return f"the files that were there before were not whole, so no command takes them; they are in {kept}"
-
-
-@contextlib.contextmanager
-def _workspace(root: Path, prefix: str) -> Iterator[Path]:
-    """A private folder that is gone afterwards; one that a killed command left behind goes too."""
-    for left in root.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError), _locked(left, wait=False):
-            shutil.rmtree(left)
-    path = root / f"{prefix}{os.getpid()}-{time.monotonic_ns()}"
-    os.mkdir(path, 0o700)
-    try:
-        with _locked(path, wait=True):
-            yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Who holds this lock lives and uses the folder. Raises BlockingIOError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

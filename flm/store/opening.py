@@ -3,7 +3,8 @@
 Strategy: the two databases are created together, under the folder's lock and beside a marker file. While the marker is
 there, creation is unfinished and is resumed; without it, a database that is missing or empty while the other is there
 is a loss and is refused (an empty security database would forget every revocation and allow-list). A replacement by a
-restore that was cut off is undone first. Whatever the file is, it is inspected before SQLite may write to it.
+restore that was cut off is undone first, and what killed commands left in clear is removed. Whatever the file is, it is
+inspected before SQLite may write to it.
 
 Knows no rows. Blocking: on an event loop it runs in a thread (see `database`).
 """
@@ -24,6 +25,7 @@ from flm.store.folder import Folder, locked
 from flm.store.inspection import BUSY_SECONDS, inspect, uri
 from flm.store.schema import SCHEMAS, Schema
 from flm.store.swap import settle, unsettled
+from flm.store.workspace import sweep
 
 MARKER: Final = ".creating"
 
@@ -67,6 +69,7 @@ def open_connection(folder: Folder, schema: Schema) -> sqlite3.Connection:
 
 def _prepare(folder: Folder, path: Path, schema: Schema) -> None:
     settle(folder)
+    sweep(folder.root)
     if not _complete(folder):
         with locked(folder.root):
             _create(folder)

@@ -31,6 +31,7 @@ from flm.store.engines import credentials, registered
 from flm.store.folder import Folder, locate
 from flm.store.schema import SECURITY
 from flm.store.sealed import Secret, seal
+from tests.runtime.harness import prepare
 from tests.support.stepwise import BROKE, FINISHED, REFUSED, cut_off
 
 SECRET = Secret("passphrase", b"hunter2-and-some-more")
@@ -473,12 +474,12 @@ def test_a_restore_cut_off_at_any_step_leaves_the_old_or_the_new(folder: Folder,
         seen.append(found)
         assert private(victim)
         assert not swap.unsettled(victim)
+        assert not list(victim.root.glob(".restore-*"))  # any command removes what was unsealed
         if ended == FINISHED and how == "kill":
             break
         if how == "kill":
             assert ended == -signal.SIGKILL
-            restore(victim, file)  # and what was left behind is in nobody's way
-            assert not list(victim.root.glob(".restore-*"))
+            restore(victim, file)
         in_a_row = in_a_row + 1 if ended == FINISHED else 0
         if in_a_row == 40:  # what fails in the tidying up does not count; here nothing is left that could fail
             break
@@ -488,20 +489,45 @@ def test_a_restore_cut_off_at_any_step_leaves_the_old_or_the_new(folder: Folder,
     assert len(seen) > 60
 
 
+def test_the_start_of_a_proxy_removes_what_a_killed_restore_left(folder: Folder, tmp_path: Path) -> None:
+    make_key(folder, "old")
+    file = backup(folder, tmp_path / "b")
+    proxy = prepare(tmp_path / "victim")
+    for step in range(1, 2000):
+        ended = cut_off(lambda: BackupService(proxy.folder)._restore(file, SECRET), step, "kill", CommandError)
+        assert ended == -signal.SIGKILL
+        if list(proxy.folder.root.glob(".restore-*/pepper")):
+            break
+
+    async def main() -> None:
+        await proxy.start()
+        try:
+            assert not list(proxy.folder.root.glob(".restore-*"))
+        finally:
+            await proxy.service.stop(now=True)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("how", ["kill", "full"])
 def test_a_backup_cut_off_at_any_step_leaves_no_half_file(folder: Folder, tmp_path: Path, how: str) -> None:
     assert how in ("kill", "full")
     make_key(folder, "old")
-    before = content(folder)
+    before, left, in_a_row = content(folder), 0, 0
     for step in range(1, 2000):
         file = tmp_path / f"b{step}"
         ended = cut_off(lambda at=file: BackupService(folder)._create(at, SECRET), step, how, CommandError)
         assert ended in (FINISHED, -signal.SIGKILL if how == "kill" else REFUSED)
+        left += len(list(folder.root.glob(".backup-*")))
+        assert labels(folder) == ["old"]
+        assert not list(folder.root.glob(".backup-*"))
         if file.exists():
             restore(locate({"FLM_HOME": str(tmp_path / f"into{step}")}), file)
-        if ended == FINISHED:
+        in_a_row = in_a_row + 1 if ended == FINISHED else 0
+        if ended == FINISHED and (how == "kill" or in_a_row == 40):  # as above
             break
     assert step > 30
+    assert left
     backup(folder, tmp_path / "last")
     assert content(folder) == before
     assert labels(folder) == ["old"]

@@ -521,13 +521,13 @@ class TestThreads:
         assert not +opening._open
 
     def test_a_refused_opening_leaves_no_thread(self, used: Folder) -> None:
-        before = threading.active_count()
+        before = set(threading.enumerate())
         used.security.write_bytes(b"garbage")
         refusal(used)
         deadline = time.monotonic() + 10
-        while threading.active_count() > before and time.monotonic() < deadline:
+        while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
             threading.Event().wait(0.001)
-        assert threading.active_count() == before
+        assert not left
 
 
 WRITER = """
