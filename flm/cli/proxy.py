@@ -96,13 +96,14 @@ def _check_challenge(challenge: str) -> None:
 
 
 async def _start(arguments: argparse.Namespace, context: Context) -> Output | None:
-    from flm.services.proxy import ProxyService
+    from flm.services.proxy import ProxyService, take_given
 
+    given = take_given(os.environ, os.getpid())
     service = ProxyService(context.folder)
     first_key = _somebody_reads()
     if not arguments.no_daemon:
         with progress() as step:
-            started = await service.start(_flags(arguments), first_key=first_key, step=step)
+            started = await service.start(_flags(arguments), first_key=first_key, step=step, given=given)
         warn_of_idle(arguments, started.mode, started.last_error)
         return Output(started, _COLUMNS)
 
@@ -117,6 +118,7 @@ async def _start(arguments: argparse.Namespace, context: Context) -> Output | No
         tell,
         first_key=first_key,
         step=lambda step, detail: print(f"flm: {step}: {detail}", file=sys.stderr, flush=True),
+        given=given,
     )
     return None
 

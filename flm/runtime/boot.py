@@ -108,10 +108,18 @@ class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     keys: tuple[str, ...] = ()
 
 
+class Given(msgspec.Struct, frozen=True):
+    """A descriptor that whoever started FLM has opened for it to listen on. `name`: what it is called; may be empty."""
+
+    descriptor: int
+    name: str
+
+
 class SupervisorBoot(msgspec.Struct, frozen=True):
     """What a supervisor is started with. `flags`: settings given on the command line, which win over the database.
 
     `lock_fd`: the folder's lock, held. `report_fd`: where the outcome of the start is written; None in the foreground.
+    `given`: to listen on; what is taken of it is among the supervisor's own sockets, so that exec passes none on.
     """
 
     root: str
@@ -122,6 +130,7 @@ class SupervisorBoot(msgspec.Struct, frozen=True):
     daemon: bool
     report_fd: int | None = None
     worker_module: str = WORKER_MODULE
+    given: tuple[Given, ...] = ()
 
 
 class WorkerState(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+# Sockets that were given, by number: whoever inherits the words does not inherit those (sd_listen_fds(3)).
+_GIVEN: Final = re.compile(r"LISTEN_(PID|FDS|FDNAMES|PIDFDID)")
 # Names that hold secrets by everybody's habit: FLM_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, PGPASSWORD, …
 _SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASS(?!THROUGH)|CREDENTIAL|AUTH(?!OR)|COOKIE", re.IGNORECASE)
 # What an interpreter, its libraries and an event loop may need. Workers take nothing else from outside.
@@ -19,8 +21,8 @@ _WORKER: Final = re.compile(
 
 
 def of_supervisor(environment: Mapping[str, str]) -> dict[str, str]:
-    """Everything but secrets: settings and the addresses of engines may stand in the environment."""
-    return {name: value for name, value in environment.items() if not _SECRET.search(name)}
+    """Everything but secrets and the numbers of sockets: settings and the addresses of engines may stand there."""
+    return {name: value for name, value in environment.items() if not (_SECRET.search(name) or _GIVEN.fullmatch(name))}
 
 
 def of_worker(environment: Mapping[str, str]) -> dict[str, str]:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from flm.config import HTTP_PORT, Mode, Settings, domains
 from flm.errors import CommandCode, CommandError
-from flm.runtime import sockets
 from flm.runtime.boot import Served, Tls
+from flm.runtime.given import LOOPBACK, Opener
 from flm.runtime.handle import Access, CertificateLine, local_url
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from flm.tls.pair import Pair
     from flm.tls.plain import Site
 
-LOOPBACK: Final = "127.0.0.1"
 RENEWAL_DRAIN_SECONDS: Final = 3600.0  # a renewal is in no hurry: the pair of before is good for days
 PLAIN_SEND_SECONDS: Final = 5.0  # as long as a connection to the plain port may last
 PLAIN_GRACE_SECONDS: Final = 0.5  # for those connections when this process replaces itself, or ends
@@ -71,11 +70,12 @@ class Keeper(Protocol):
 
 class Front:
     """The front of one supervisor. `keeper_of` makes the keeper of a mode; `swap` has new workers serve a `Tls`, those
-    before them having so many seconds to finish."""
+    before them having so many seconds to finish; `opener` opens the sockets."""
 
-    def __init__(self, keeper_of: Callable[[Mode, Site], Keeper], swap: Swap) -> None:
+    def __init__(self, keeper_of: Callable[[Mode, Site], Keeper], swap: Swap, opener: Opener | None = None) -> None:
         self._keeper_of = keeper_of
         self._swap = swap
+        self._opener = opener or Opener()
         self._settings = Settings()
         self._site: Site | None = None
         self._plain: PlainListener | None = None
@@ -94,15 +94,16 @@ class Front:
     def open(self, settings: Settings) -> list[socket.socket]:
         """Bind everything that `settings` ask for; the sockets for the workers. Raises CommandError; then none is."""
         self._settings, self.mode = settings, settings.proxy_mode
+        self._opener.refuse_misfits(settings)
         if settings.proxy_mode == "local-http":
-            return sockets.open_for(settings)
+            return self._opener.open_for(settings)
         if settings.proxy_mode == "https-acme" and not domains(settings):
             raise CommandError(CommandCode.PROXY_INVALID_CONFIG, _NO_DOMAIN)
         if settings.proxy_https_port == settings.proxy_port:
             raise CommandError(CommandCode.PROXY_INVALID_CONFIG, _SAME_PORT)
-        self._plain_sockets = sockets.open_listening(settings.proxy_bind, settings.proxy_port, 1, PLAIN_SEND_SECONDS)
+        self._plain_sockets = self._opener.open(settings.proxy_bind, settings.proxy_port, 1, PLAIN_SEND_SECONDS)
         try:
-            return sockets.open_for(settings)
+            return self._opener.open_for(settings)
         except CommandError:
             self._close_plain()
             raise
@@ -179,7 +180,7 @@ class Front:
         self._keeper = None
         await self.close()
         exposed = settings.proxy_bind if settings.proxy_expose_fallback else LOOPBACK
-        return sockets.open_listening(
+        return self._opener.open(
             exposed, settings.proxy_port, settings.proxy_workers, settings.proxy_send_timeout_seconds
         )
 

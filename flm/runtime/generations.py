@@ -38,7 +38,8 @@ log = logging.getLogger("flm.supervisor")
 class Generations:
     """The workers of one supervisor, and the sockets they serve.
 
-    `listening`: one socket per slot; owned here. `new_log_pipe` gives the writing end of a pipe that is drained.
+    `listening`: one socket per slot, or fewer that slots share; owned here. `new_log_pipe` gives the writing end of a
+    pipe that is drained.
     `engine_failed` is told the id of an engine that failed a worker's request, and what happened; `keys_used` the ids
     of keys that requests came with.
     """
@@ -199,9 +200,7 @@ class Generations:
     async def _start(self, slots: range, generation: int) -> list[Member]:
         """Workers for these slots, all serving. Raises StartError, OSError, CommandError; then none is left."""
         settings = self._settings
-        missing = settings.proxy_workers - len(self.listening)
-        if missing > 0:
-            self.listening += sockets.add_listening(self.listening[0], missing, settings.proxy_send_timeout_seconds)
+        self.listening = sockets.enough(self.listening, settings.proxy_workers, settings.proxy_send_timeout_seconds)
         members: list[Member] = []
         try:
             for slot in slots:
@@ -233,7 +232,7 @@ class Generations:
         settings = self._settings
         descriptors = sockets.raise_descriptor_limit()
         return WorkerBoot(
-            listening_fds=[each.fileno() for each in self.listening[slot :: settings.proxy_workers]],
+            listening_fds=[each.fileno() for each in sockets.share(self.listening, slot, settings.proxy_workers)],
             shared_fd=self.memory.shared_fd,
             keyring_fd=self.memory.keyring_fd,
             buckets_fd=self.memory.buckets_fd,

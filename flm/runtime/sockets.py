@@ -4,6 +4,8 @@ Each slot has a socket of its own (SO_REUSEPORT), so that the kernel spreads con
 that arrive while a worker is being replaced wait in its socket's queue. SO_REUSEPORT would also let two proxies of one
 user share a port silently; so a port is first bound without it, which fails whoever holds it.
 
+Sockets that were given (`flm.runtime.given`) may be fewer than the slots, or of several addresses: slots share them.
+
 Knows neither the ASGI server nor workers. Blocking for microseconds.
 """
 
@@ -12,9 +14,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shlex
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +30,7 @@ RESERVED_DESCRIPTORS: Final = 64  # databases, pipes, mapped files, listening so
 MOST_CONNECTIONS: Final = 16_384  # per worker, at 11 kB of memory each
 FEWEST_DESCRIPTORS: Final = 128  # below this a worker cannot serve a handful of clients
 KEEPALIVE_SECONDS: Final = 30  # a client that vanished is noticed after about two minutes
+_NOT_OURS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EADDRINUSE})
 _LISTEN: Final = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 # macOS has no TCP_USER_TIMEOUT; TCP_CONNECTIONTIMEOUT does not cover established connections.
@@ -46,12 +50,6 @@ def family_of(address: str) -> socket.AddressFamily:
         f"proxy.bind must be an IP address such as 127.0.0.1 or ::1, or `*` for all, not {address!r}; "
         "set it with `flm config set proxy.bind ADDRESS` or `--bind ADDRESS`",
     )
-
-
-def open_for(settings: Settings) -> list[socket.socket]:
-    """The sockets that `settings` ask for, one for each worker. Raises as `open_listening`."""
-    port = settings.proxy_https_port if settings.proxy_mode != "local-http" else settings.proxy_port
-    return open_listening(settings.proxy_bind, port, settings.proxy_workers, settings.proxy_send_timeout_seconds)
 
 
 def refuse_another_address(settings: Settings, served: Served) -> None:
@@ -107,6 +105,32 @@ def add_listening(like: socket.socket, count: int, send_timeout: float) -> list[
     return [_listen(like.family, host, port, send_timeout, both) for _ in range(count)]
 
 
+def enough(listening: list[socket.socket], slots: int, send_timeout: float) -> list[socket.socket]:
+    """`listening`, and more of it up to one for each slot, if that can be had: a socket that was given may be bound for
+    itself alone, or by another user, and is then shared. Raises OSError."""
+    missing = slots - len(listening)
+    if missing <= 0 or not listening[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+        return listening
+    try:
+        return listening + add_listening(listening[0], missing, send_timeout)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        return listening
+
+
+def share(listening: Sequence[socket.socket], slot: int, slots: int) -> list[socket.socket]:
+    """Which sockets a slot serves: of each address one at least, and each of them is served by one slot at least."""
+    addresses: dict[tuple[str, int], list[socket.socket]] = {}
+    for each in listening:
+        addresses.setdefault(each.getsockname()[:2], []).append(each)
+    return [
+        of_one[place % len(of_one)]
+        for of_one in addresses.values()
+        for place in range(slot, max(slots, len(of_one)), slots)
+    ]
+
+
 def set_send_timeout(listening: socket.socket, seconds: float) -> None:
     """Let connections accepted from now on end by themselves when their client takes nothing for this long."""
     if _USER_TIMEOUT is not None:
@@ -130,21 +154,26 @@ def _listen(family: socket.AddressFamily, address: str, port: int, send_timeout:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
-        idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
-        if idle is not None:
-            listening.setsockopt(socket.IPPROTO_TCP, idle, KEEPALIVE_SECONDS)
-        set_send_timeout(listening, send_timeout)
+        tune(listening, send_timeout)
         listening.bind((address, port))
         listening.listen(BACKLOG)
-        listening.setblocking(False)
     except BaseException:
         listening.close()
         raise
     return listening
+
+
+def tune(listening: socket.socket, send_timeout: float) -> None:
+    """What every listening socket is told; accepted connections inherit it."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+    if idle is not None:
+        listening.setsockopt(socket.IPPROTO_TCP, idle, KEEPALIVE_SECONDS)
+    set_send_timeout(listening, send_timeout)
+    listening.setblocking(False)
 
 
 def _cannot_bind(address: str, port: int, error: OSError) -> CommandError:
@@ -155,11 +184,7 @@ def _cannot_bind(address: str, port: int, error: OSError) -> CommandError:
             "end it, or take another port with `--port N` (`--https-port N`) or `flm config set proxy.port N`",
         )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return CommandError(
-            CommandCode.PROXY_INVALID_CONFIG,
-            f"port {port} may not be bound by this user: ports below 1024 need the capability CAP_NET_BIND_SERVICE, "
-            "a socket unit, or ports above 1023 (`--port 8880 --https-port 8443`) with the low ones forwarded to them",
-        )
+        return CommandError(CommandCode.PROXY_INVALID_CONFIG, may_not_bind(port))
     if error.errno == errno.EADDRNOTAVAIL:
         return CommandError(
             CommandCode.PROXY_INVALID_CONFIG,
@@ -167,6 +192,19 @@ def _cannot_bind(address: str, port: int, error: OSError) -> CommandError:
             "`flm config set proxy.bind ADDRESS` takes one that it has, or `*` for all",
         )
     return CommandError(CommandCode.PROXY_INVALID_CONFIG, f"{address} port {port} cannot be bound: {error.strerror}")
+
+
+def may_not_bind(port: int, program: str = sys.executable, *, linux: bool = sys.platform.startswith("linux")) -> str:
+    """That a port below 1024 is not for this user, and the ways out. `program`: the interpreter FLM runs in."""
+    ways = ["ports above 1023 (`--port 8880 --https-port 8443`) with the low ones forwarded to them"]
+    if linux:
+        line = f"sudo setcap cap_net_bind_service=+ep {shlex.quote(os.path.realpath(program))}"
+        ways = [
+            f"the capability (`{line}`, which lets every program that this Python runs bind them)",
+            "a socket unit of systemd (docs/operations.md has one)",
+            *ways,
+        ]
+    return f"port {port} may not be bound by this user, as it is below 1024; what helps is {', or '.join(ways)}"
 
 
 def holder(port: int) -> str | None:

@@ -90,7 +90,7 @@ def main() -> int:
     boot = unpack(int(sys.argv[1]), SupervisorBoot)
     if os.fork():
         os._exit(0)
-    for descriptor in (boot.lock_fd, boot.report_fd):
+    for descriptor in (boot.lock_fd, boot.report_fd, *(each.descriptor for each in boot.given)):
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
     return _begin(boot, _Report(boot.report_fd))

@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
+import msgspec
+
 from flm.config import Settings
 from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
@@ -31,6 +33,7 @@ from flm.runtime.boot import Served, SupervisorBoot, SupervisorState, Tls
 from flm.runtime.control import ControlServer, Request
 from flm.runtime.front import Front, Step, served_by
 from flm.runtime.generations import Generations
+from flm.runtime.given import Opener
 from flm.runtime.handle import Access, Handle
 from flm.runtime.journal import Journal, open_journal, prepare_folder
 from flm.runtime.lastuse import LastUses
@@ -66,7 +69,7 @@ class Supervisor:
         self._publisher = Publisher(self._folder, boot.flags, self._id)
         self._last_uses = LastUses(self._folder)
         self._journal = Journal(Terminal())
-        self._front = Front(partial(keepers.keeper_of, self._folder), self._swap)
+        self._front = Front(partial(keepers.keeper_of, self._folder), self._swap, Opener(boot.given))
         self._memory: Memory
         self._upkeep: Upkeep
         self._trail: AuditTrail
@@ -376,7 +379,7 @@ class Supervisor:
 
     def _pass_on(self, reply_fd: int) -> SupervisorState:
         return SupervisorState(
-            boot=self._boot,
+            boot=msgspec.structs.replace(self._boot, given=()),
             instance_id=self._id,
             started_at=self._started_at,
             began=self._began,

@@ -18,7 +18,7 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Final
 
 import msgspec
@@ -27,9 +27,11 @@ from flm.config import Value
 from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
 from flm.runtime import control, instance
-from flm.runtime.boot import WORKER_MODULE, SupervisorBoot, pack
+from flm.runtime.boot import WORKER_MODULE, Given, SupervisorBoot, pack
 from flm.runtime.control import Answer, Request
 from flm.runtime.environment import of_supervisor
+from flm.runtime.given import settings_of
+from flm.runtime.given import take_given as take_given
 from flm.runtime.handle import Access, CertificateLine, url_host
 from flm.runtime.handle import Handle as Handle
 from flm.runtime.instance import Instance
@@ -77,19 +79,25 @@ class ProxyService:
         self._socket = folder.run / "control.sock"
 
     async def start(
-        self, flags: Mapping[str, Value] | None = None, *, first_key: bool = True, step: Step | None = None
+        self,
+        flags: Mapping[str, Value] | None = None,
+        *,
+        first_key: bool = True,
+        step: Step | None = None,
+        given: Sequence[Given] = (),
     ) -> Started:
         """Start the proxy in the background and return once a request to it succeeds. `step` is told what a start that
         takes its time is at: a word, and a detail for people.
 
         `flags` are settings for this proxy that win over the database, also after `reload` and `restart`. `first_key`:
-        make the key `default` if no key was ever made in this folder. Raises PROXY_ALREADY_RUNNING,
+        make the key `default` if no key was ever made in this folder. `given`: sockets to listen on, where they are
+        what the settings ask for (`take_given`). Raises PROXY_ALREADY_RUNNING,
         PROXY_PORT_IN_USE, PROXY_INVALID_CONFIG, PROXY_ACME_ERROR, PROXY_CERT_FAILED, CONFIG_INVALID, or an error of the
         databases; then nothing is left running.
         """
         lock = await self._take_lock()
         try:
-            handle = await self._launch(dict(flags or {}), lock, step or _keep_quiet)
+            handle = await self._launch({**settings_of(given), **(flags or {})}, lock, step or _keep_quiet, given)
         finally:
             os.close(lock)
         await self._prove(handle)
@@ -102,11 +110,12 @@ class ProxyService:
         *,
         first_key: bool = True,
         step: Step | None = None,
+        given: Sequence[Given] = (),
     ) -> None:
         """Be the proxy in this process until SIGTERM or SIGINT. `ready` is called once a request succeeds.
 
         Takes over this process's signals and logging; `restart` replaces its program by exec. `flags`, `first_key`,
-        `step` and what is raised: as `start`.
+        `step`, `given` and what is raised: as `start`.
         """
         from flm.runtime.supervisor import Supervisor
 
@@ -115,7 +124,8 @@ class ProxyService:
 
         lock = await self._take_lock()
         try:
-            await Supervisor(self._boot(dict(flags or {}), lock, daemon=False)).run(tell, step or _keep_quiet)
+            boot = self._boot({**settings_of(given), **(flags or {})}, lock, daemon=False, given=given)
+            await Supervisor(boot).run(tell, step or _keep_quiet)
         finally:
             os.close(lock)
 
@@ -215,7 +225,15 @@ class ProxyService:
             )
         return Started(**msgspec.structs.asdict(handle), key=key.key if key else msgspec.UNSET)
 
-    def _boot(self, flags: dict[str, Value], lock: int, *, daemon: bool, report: int | None = None) -> SupervisorBoot:
+    def _boot(
+        self,
+        flags: dict[str, Value],
+        lock: int,
+        *,
+        daemon: bool,
+        report: int | None = None,
+        given: Sequence[Given] = (),
+    ) -> SupervisorBoot:
         folder = self._folder
         return SupervisorBoot(
             root=str(folder.root),
@@ -226,13 +244,15 @@ class ProxyService:
             daemon=daemon,
             report_fd=report,
             worker_module=self._worker_module,
+            given=tuple(given),
         )
 
-    async def _launch(self, flags: dict[str, Value], lock: int, step: Step) -> Handle:
+    async def _launch(self, flags: dict[str, Value], lock: int, step: Step, given: Sequence[Given]) -> Handle:
         reading, writing = os.pipe()
         with open(reading, "rb", buffering=0) as report:  # noqa: ASYNC230 - a pipe that is open already
-            boot = self._boot(flags, lock, daemon=True, report=writing)
-            spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, boot, (lock, writing)))
+            boot = self._boot(flags, lock, daemon=True, report=writing, given=given)
+            inherited = (lock, writing, *(each.descriptor for each in given))
+            spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, boot, inherited))
             try:
                 await asyncio.shield(spawning)
             finally:

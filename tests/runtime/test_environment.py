@@ -17,6 +17,11 @@ def test_secrets_stay_outside(name: str) -> None:
     assert of_supervisor({name: "x"}) == of_worker({name: "x"}) == {}
 
 
+@pytest.mark.parametrize("name", ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"])
+def test_numbers_of_sockets_stay_outside(name: str) -> None:
+    assert of_supervisor({name: "3"}) == of_worker({name: "3"}) == {}
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_are_the_supervisors(name: str) -> None:
     assert of_supervisor({name: "x"}) == {name: "x"}

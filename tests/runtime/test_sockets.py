@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flm.errors import CommandCode, CommandError
 from flm.runtime import sockets
@@ -121,3 +126,56 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["400", "400", "400"]
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 0
+
+
+@given(st.lists(st.sampled_from("ab"), min_size=1, max_size=9), st.integers(1, 9))
+def test_every_socket_has_a_worker_and_every_worker_each_address(addresses: list[str], slots: int) -> None:
+    listening = [Listening(address) for address in addresses]
+    shares = [sockets.share(cast("list[socket.socket]", listening), slot, slots) for slot in range(slots)]
+    assert {id(each) for served in shares for each in served} == {id(each) for each in listening}
+    for served in shares:
+        assert {each.getsockname() for each in served} == {each.getsockname() for each in listening}
+
+
+def test_with_one_socket_each_nobody_shares() -> None:
+    listening = cast("list[socket.socket]", [Listening("a") for _ in range(4)])
+    assert [sockets.share(listening, slot, 4) for slot in range(4)] == [[each] for each in listening]
+    assert [sockets.share(listening, slot, 3) for slot in range(3)] == [
+        [listening[0], listening[3]],
+        [listening[1]],
+        [listening[2]],
+    ]
+
+
+class Listening:
+    """As much of a socket as sharing looks at."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def getsockname(self) -> tuple[str, int]:
+        return self._address, 1
+
+
+def test_a_port_that_may_not_be_bound_is_refused_with_the_three_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)  # root, and whoever runs in some containers, may bind all
+    with pytest.raises(CommandError) as refused:
+        sockets.open_listening("127.0.0.1", 80, 1, 60)
+    assert refused.value.code is CommandCode.PROXY_INVALID_CONFIG
+    assert refused.value.message == sockets.may_not_bind(80)
+
+
+def test_the_ways_out_can_be_copied(tmp_path: Path) -> None:
+    program = tmp_path / "a python"
+    program.touch()
+    (tmp_path / "link").symlink_to(program)
+    told = sockets.may_not_bind(80, str(tmp_path / "link"), linux=True)
+    assert f"`sudo setcap cap_net_bind_service=+ep '{program}'`" in told
+    assert "a socket unit" in told
+    assert "`--port 8880 --https-port 8443`" in told
+    elsewhere = sockets.may_not_bind(80, linux=False)
+    assert "setcap" not in elsewhere
+    assert "`--port 8880 --https-port 8443`" in elsewhere
