@@ -110,7 +110,7 @@ class AcmeKeeper:
         self.last_error = self._unread or self.last_error
         if stored is not None and self._serves(stored, settings):
             step("certificate", f"the one of before is valid until {moment(stored.not_after)}")
-            self.pair = stored
+            await self._adopt(stored, settings)
             return stored
         refused = await self._try(settings, step)
         if refused is None and self.pair is not None:
@@ -118,7 +118,7 @@ class AcmeKeeper:
         if stored is not None and stored.not_after > self._clock() and self._covers_any(stored, settings):
             log.warning("the certificate of before is served: %s", self.last_error)
             step("certificate", f"no new one; the one of before is valid until {moment(stored.not_after)}")
-            self.pair = stored
+            await self._adopt(stored, settings)
             return stored
         raise CommandError(CommandCode.PROXY_ACME_ERROR, self.last_error or "no certificate, and no reason for it")
 
@@ -171,6 +171,8 @@ class AcmeKeeper:
         await self._recall()
         if self._unrecorded:
             await self._record()
+        if self.pair is not None and self._row.directory in ("", self._directory(settings)):
+            await self._adopt(self.pair, settings)
         now = self._clock()
         await self._ask_for_window(settings, now)
         reason = await self._reason(settings, now)
@@ -315,17 +317,7 @@ class AcmeKeeper:
         await self._save(pair, directory)
         unsaved = self.last_error
         await self._record(
-            directory=directory,
-            domains=pair.domains,
-            issuer=pair.issuer,
-            serial=pair.serial,
-            fingerprint=pair.fingerprint,
-            not_before=pair.not_before,
-            not_after=pair.not_after,
-            trusted=not settings.acme_staging,
-            window_start=None,
-            window_end=None,
-            window_next_at=None,
+            **_described(pair, directory, settings),
             last_attempt_at=began,
             last_error=None,
             failures=0,
@@ -339,6 +331,14 @@ class AcmeKeeper:
             check(pair, self._clock())
         except CommandError as error:  # the CA has just issued it: it is this machine's clock that is wrong
             await self._keep_in_mind(f"the new certificate does not fit this machine's clock: {error.message}")
+
+    async def _adopt(self, pair: Pair, settings: Settings) -> None:
+        """Go on with a pair of the directory that is set. The record knows another one, or none, where FLM was killed
+        between the two, or a database was put back; and whom clients trust may have been set anew."""
+        self.pair = pair
+        known = _described(pair, self._directory(settings), settings)
+        if any(getattr(self._row, name) != known[name] for name in ("directory", "fingerprint", "trusted")):
+            await self._record(**known)
 
     async def _keep_in_mind(self, message: str) -> None:
         log.error("%s", message)
@@ -463,6 +463,23 @@ def _question(stop: Stop, settings: Settings) -> str:
     return " ".join(
         (stop.directory, *domains(settings), settings.acme_profile, settings.acme_email, settings.acme_eab_kid)
     )
+
+
+def _described(pair: Pair, directory: str, settings: Settings) -> dict[str, object]:
+    """What is known of a pair as soon as it is there."""
+    return {
+        "directory": directory,
+        "domains": pair.domains,
+        "issuer": pair.issuer,
+        "serial": pair.serial,
+        "fingerprint": pair.fingerprint,
+        "not_before": pair.not_before,
+        "not_after": pair.not_after,
+        "trusted": not settings.acme_staging,
+        "window_start": None,
+        "window_end": None,
+        "window_next_at": None,
+    }
 
 
 def _log_step(step: str, detail: str) -> None:

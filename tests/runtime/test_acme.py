@@ -524,6 +524,48 @@ def test_what_is_missing_on_disk_is_written_again(tmp_path: Path) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("lost", ["all", "the last"])
+def test_a_certificate_that_the_record_does_not_know_is_recorded(tmp_path: Path, lost: str) -> None:
+    """As after a kill between the file and its record."""
+
+    async def main() -> None:
+        former, held = pair(), pair()
+        bench = Bench(tmp_path, former, former)
+        await bench.obtain()
+        write_atomically(bench.stored(), held.pem)
+        if lost == "all":
+            bench.folder.security.unlink()
+            bench.folder.config.unlink()
+        bench.keeper = bench.another()
+        assert await bench.obtain() == held
+        row = await bench.row()
+        assert (row.fingerprint, row.domains, row.directory) == (held.fingerprint, (NAME,), LETS_ENCRYPT)
+        line = bench.keeper.line()
+        assert line is not None
+        assert (line.trusted, line.directory, line.hint) == (True, LETS_ENCRYPT, None)
+        await bench.look()
+        assert [each.name for each in bench.stored().parents[1].iterdir()] == [folder_of(LETS_ENCRYPT)]
+
+    run(main)
+
+
+def test_one_directory_for_rehearsals_and_for_all_else_is_trusted_once_it_is_said_to_be(tmp_path: Path) -> None:
+    async def main() -> None:
+        own = {"acme__directory": "https://ca.example/dir"}
+        bench = Bench(tmp_path, pair())
+        await bench.obtain(**own, acme__staging="true")
+        for staging, trusted in (("true", False), ("false", True), ("true", False)):
+            await bench.look(**own, acme__staging=staging)
+            line = bench.keeper.line()
+            assert line is not None
+            assert (line.trusted, line.hint is None) == (trusted, trusted)
+        bench.keeper = bench.another()
+        await bench.obtain(**own)
+        assert (await bench.row()).trusted
+
+    run(main)
+
+
 def test_a_name_that_is_added_is_in_the_next_one_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path, pair(), pair())
