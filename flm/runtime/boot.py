@@ -97,9 +97,9 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker tells its supervisor: `warm` (it waits for its document), `ready`, `failed`, `leaving` (it got
-    SIGTERM and wants a successor), `engine-failed` (a request to `engine` failed by its fault), or `keys-used`
-    (requests came with these keys, by their ids).
+    """What a worker tells its supervisor: `warm` (it waits for its document), `ready`, `failed`, `retired` (it accepts
+    no more), `leaving` (it got SIGTERM and wants a successor), `engine-failed` (a request to `engine` failed by its
+    fault), or `keys-used` (requests came with these keys, by their ids).
     """
 
     event: str

@@ -55,6 +55,9 @@ class Member:
         self.started = time.monotonic()
         self.control = socket.socket(fileno=state.control_fd)
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.retired = asyncio.Event()  # it accepts no more: it said so, or is gone
+        if state.draining:  # adopted: an earlier image of this process has waited for its word
+            self.retired.set()
         self.gone = asyncio.Event()
         self._process = process  # kept only so that it is not collected, and complains, before it is reaped
         self._partial = b""
@@ -92,6 +95,7 @@ class Member:
         if not self.ready.done():
             self.ready.set_exception(StartError(f"it ended with {describe(code)} before it was ready"))
             self.ready.exception()  # seen: nobody may be waiting for it
+        self.retired.set()
         self.gone.set()
 
     def words(self) -> list[Word]:
@@ -249,6 +253,8 @@ class Crew:
             elif word.event == "failed" and not member.ready.done():
                 member.ready.set_exception(StartError(word.message))
                 member.ready.exception()
+            elif word.event == "retired":
+                member.retired.set()
             elif word.event == "leaving":
                 self._watcher.worker_leaves(member)
             elif word.event == "engine-failed":

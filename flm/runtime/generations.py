@@ -22,11 +22,12 @@ from flm.config import Settings
 from flm.errors import CommandCode, CommandError
 from flm.runtime import sockets
 from flm.runtime.boot import Order, Tls, WorkerBoot, WorkerState
-from flm.runtime.crew import Crew, Member, StartError
+from flm.runtime.crew import HANG_SECONDS, Crew, Member, StartError
 from flm.runtime.memory import Memory
 from flm.runtime.warm import WarmWorkers
 
 KILL_SECONDS: Final = 5.0  # beyond its deadline, before a worker is killed (T_KILL = T_DRAIN + 5 s)
+RETIRED_SECONDS: Final = 2 * HANG_SECONDS  # until a worker accepts no more; one that hangs is killed before
 SUPERSEDED_SECONDS: Final = 2.0  # for a generation that must make room to send its error events
 RENEWALS_DRAINING: Final = 8  # generations, after a change that nobody has asked for; each takes memory
 BACKOFF_SECONDS: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # before a dead worker is replaced, by deaths in a row
@@ -96,8 +97,9 @@ class Generations:
 
     async def replace(self, settings: Settings, tls: Tls | None = None, *, drain_seconds: float = 0) -> None:
         """Start a generation of workers under `settings`, which serve with `tls`; when all of them serve, retire those
-        before. Those have `proxy.drain_timeout_seconds` for their streams, `drain_seconds` at least; with that,
-        RENEWALS_DRAINING generations may drain, without, `proxy.max_draining`.
+        before, and return when none of those accepts any more: who connects from then on meets the new ones. The others
+        have `proxy.drain_timeout_seconds` for their streams, `drain_seconds` at least; with that, RENEWALS_DRAINING
+        generations may drain, without, `proxy.max_draining`.
 
         Raises PROXY_INVALID_CONFIG with the reason if one does not come up; then all is as before.
         """
@@ -118,6 +120,7 @@ class Generations:
             for member in predecessors:
                 self._retire(member, drain_seconds)
             self._make_room(RENEWALS_DRAINING if drain_seconds > 0 else 0)
+        await self._accept_no_more(self.draining)
 
     async def stop(self, seconds: float) -> None:
         """End all workers: running requests may take `seconds` more, then they get an error. Closes the sockets."""
@@ -284,6 +287,22 @@ class Generations:
         member.draining = True
         member.deadline = time.monotonic() + seconds
         member.tell(Order("retire", seconds))
+
+    async def _accept_no_more(self, members: Sequence[Member]) -> None:
+        """Return when each of these has said so, or is gone. One whose loop hangs cannot; `tick` kills it."""
+        try:
+            async with asyncio.timeout(RETIRED_SECONDS):
+                await asyncio.gather(*(member.retired.wait() for member in members))
+        except TimeoutError:
+            for member in members:
+                if not member.retired.is_set():
+                    log.error(
+                        "worker %d (pid %d) has not said within %g s that it accepts no more: connections may still"
+                        " meet the settings of before",
+                        member.slot,
+                        member.pid,
+                        RETIRED_SECONDS,
+                    )
 
     def _make_room(self, at_least: int) -> None:
         """End the oldest draining generations beyond `proxy.max_draining`, or `at_least` if that is more."""

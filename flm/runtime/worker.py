@@ -166,6 +166,7 @@ class Worker:
         self._app.drain()
         for listener in self._listeners:
             listener.retire()
+        self._say(Word("retired"))
         quiet = self._boot.header_timeout + QUIET_MARGIN_SECONDS
         now = time.monotonic()
         deadline, quiet_since = now + seconds, now

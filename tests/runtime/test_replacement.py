@@ -15,6 +15,7 @@ from flm.errors import CommandError
 from flm.store import settings
 from flm.store.database import open_config
 from tests.runtime.harness import Load, Running, alive, get, only_ok, run, running, until
+from tests.runtime.lingering_worker import LEAVE_TO_GO_ON
 
 WARM_SECONDS = 0.3  # for load to be under way on every client
 
@@ -72,6 +73,39 @@ def test_a_slow_start_of_the_successor_is_no_gap(tmp_path: Path) -> None:
             await proxy.service.reload()
             assert time.monotonic() - began > 2
             assert only_ok(await load.finish())
+
+    run(main)
+
+
+def test_a_reload_returns_when_nobody_meets_the_workers_of_before(tmp_path: Path) -> None:
+    """Between its order and its obedience a worker accepts on: what was changed must hold when the command returns."""
+
+    async def main() -> None:
+        async with running(tmp_path, worker_module="tests.runtime.lingering_worker") as proxy:
+            (old,) = (await proxy.handle()).worker_pids
+            reload = asyncio.create_task(proxy.service.reload())
+            while old not in (await proxy.handle()).draining_pids:
+                await asyncio.sleep(0.01)
+            await proxy.handle()  # what was answered before it has arrived before it
+            assert not reload.done()
+            os.kill(old, LEAVE_TO_GO_ON)
+            (new,) = (await reload).worker_pids
+            assert {await pid_of(proxy.port) for _ in range(60)} == {new}
+            os.kill(new, LEAVE_TO_GO_ON)
+
+    run(main)
+
+
+def test_a_reload_does_not_wait_for_a_worker_that_hangs(tmp_path: Path) -> None:
+    """It is killed: its loop reads no order, and its server would accept on."""
+
+    async def main() -> None:
+        async with running(tmp_path) as proxy:
+            (hung,) = (await proxy.handle()).worker_pids
+            os.kill(hung, signal.SIGSTOP)
+            (new,) = (await proxy.service.reload()).worker_pids
+            assert await pid_of(proxy.port) == new
+            assert not alive(hung)
 
     run(main)
 
