@@ -26,16 +26,18 @@ import msgspec
 from flm.config import Mode, Settings, domains
 from flm.disk.private import write_atomically
 from flm.errors import CommandCode, CommandError
-from flm.runtime import issuance
+from flm.runtime import allowance, issuance
+from flm.runtime.allowance import Allowance, CountedLooks
 from flm.runtime.front import Step
 from flm.runtime.handle import CertificateLine
-from flm.runtime.issuance import Refused
+from flm.runtime.issuance import Looks, Refused
 from flm.runtime.loglines import timestamp
 from flm.store import certificates as rows
 from flm.store.certificates import CertificateRow
 from flm.store.database import open_security
 from flm.store.folder import Folder
 from flm.tls import schedule
+from flm.tls.allowance import FAILED_VALIDATIONS, Instant
 from flm.tls.files import folder_of, read_pair
 from flm.tls.pair import Pair, check, covers, moment
 from flm.tls.plain import Site
@@ -59,7 +61,13 @@ class Issue(Protocol):
     """`issuance.issue`."""
 
     def __call__(
-        self, ask: Ask, step: Step, publish: Callable[[str, str], None], retract: Callable[[str], None], /
+        self,
+        ask: Ask,
+        step: Step,
+        publish: Callable[[str, str], None],
+        retract: Callable[[str], None],
+        looks: Looks,
+        /,
     ) -> Awaitable[Pair]: ...
 
 
@@ -67,7 +75,8 @@ AskWindow = Callable[[Ask], Awaitable[tuple[float, float, float] | None]]
 
 
 class AcmeKeeper:
-    """The certificate of one folder. `clock`: Unix seconds; `sleep` and `chance`: as asyncio's and random's."""
+    """The certificate of one folder. `clock`: Unix seconds; `instant`: the same, by every clock; `sleep` and `chance`:
+    as asyncio's and random's."""
 
     mode: Mode = "https-acme"
 
@@ -79,6 +88,7 @@ class AcmeKeeper:
         issue: Issue = issuance.issue,
         window: AskWindow = issuance.window,
         clock: Callable[[], float] = time.time,
+        instant: Callable[[], Instant] = allowance.instant,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -97,6 +107,8 @@ class AcmeKeeper:
         self._held = False  # whether this folder has, or had, a certificate: a record alone may come from a backup
         self._brief = 0  # certificates in a row that were due again as soon as they were there
         self._apart_until = 0.0
+        self._validations = Allowance(folder, "validation", FAILED_VALIDATIONS, instant)
+        self._held_until = 0.0  # when there may be another validation
         self.pair: Pair | None = None
         self.last_error: str | None = None
 
@@ -257,9 +269,12 @@ class AcmeKeeper:
     def pause(self) -> float:
         now = self._clock()
         if self.pair is None:
-            return schedule.next_check(now, self._row.next_attempt_at or now)
-        wanted = max(self._due(), self._row.next_attempt_at or 0.0, self._apart_until)
+            return schedule.next_check(now, self._next_attempt_at() or now)
+        wanted = max(self._due(), self._next_attempt_at() or 0.0, self._apart_until)
         return schedule.next_check(now, min(wanted, self._row.window_next_at or wanted))
+
+    def _next_attempt_at(self) -> float | None:
+        return max(self._row.next_attempt_at or 0.0, self._held_until) or None
 
     # --- one attempt -------------------------------------------------------------------------------------------
 
@@ -268,17 +283,33 @@ class AcmeKeeper:
         began = self._clock()
         proven = self._held and bool(self._row.fingerprint) and not self._row.next_on_staging
         proven = proven and self._row.directory == self._directory(settings)
-        at = Stop(self._directory(settings), rehearsal=False)
-        try:
-            for at in way(settings, proven=proven):
-                step("rehearsal" if at.rehearsal else "order", f"{', '.join(domains(settings))} at {at.directory}")
-                pair = await self._issue(self._ask(settings, at.directory), step, self._publish, self._retract)
-                if not at.rehearsal:
-                    await self._take(pair, at.directory, settings, began)
-        except Refused as refused:
-            await self._note(refused, at, settings, began)
-            return refused
+        self._held_until = 0.0
+        for at in (stops := list(way(settings, proven=proven))):
+            if (held := await self._held_back(at, settings)) is not None:
+                return held
+        for at in stops:
+            step("rehearsal" if at.rehearsal else "order", f"{', '.join(domains(settings))} at {at.directory}")
+            looks = CountedLooks(self._validations, at.directory)
+            ask = self._ask(settings, at.directory)
+            try:
+                pair = await self._issue(ask, step, self._publish, self._retract, looks)
+            except Refused as refused:
+                await looks.settle()
+                await self._note(refused, at, settings, began)
+                return refused
+            if not at.rehearsal:
+                await self._take(pair, at.directory, settings, began)
         return None
+
+    async def _held_back(self, at: Stop, settings: Settings) -> Refused | None:
+        """Why the CA must not be told to look at the names once more now, if it must not."""
+        wait, name = await self._validations.wait(at.directory, domains(settings))
+        if wait <= 0:
+            return None
+        self._held_until = self._clock() + wait
+        reason = self._row.last_error or f"no certificate for {', '.join(domains(settings))} yet"
+        self.last_error = f"{reason}; {_held_words(name, at, self._held_until, settings)}"
+        return Refused("rate_limited", self.last_error, wait)
 
     def _directory(self, settings: Settings) -> str:
         """Whose certificate is served in the end."""
@@ -350,15 +381,18 @@ class AcmeKeeper:
         self.last_error = f"no certificate for {', '.join(domains(settings))} {where} {at.directory}: {refused.message}"
         failures = self._row.failures + 1
         wait = schedule.backoff(failures, refused.kind, refused.retry_after, self._chance())
+        held, _ = await self._validations.wait(at.directory, domains(settings))
         await self._record(
             last_attempt_at=began,
             last_error=self.last_error,
             failures=failures,
-            next_attempt_at=self._clock() + wait,
+            next_attempt_at=self._clock() + max(wait, held),
             wait_asked=refused.retry_after > 0,
             next_on_staging=refused.kind == "validation" or self._row.next_on_staging,
             refused=_question(at, settings),
         )
+        if held > 0:
+            await self._held_back(at, settings)
 
     # --- what is on disk ---------------------------------------------------------------------------------------
 
@@ -431,7 +465,7 @@ class AcmeKeeper:
             not_after=timestamp(pair.not_after) if pair is not None else None,
             renew_after=timestamp(self._due()) if pair is not None else None,
             last_attempt_at=timestamp(row.last_attempt_at) if row.last_attempt_at else None,
-            next_attempt_at=timestamp(row.next_attempt_at) if row.next_attempt_at else None,
+            next_attempt_at=timestamp(next_attempt_at) if (next_attempt_at := self._next_attempt_at()) else None,
             last_error=self.last_error or self._too_early(),
             trusted=pair is not None and row.trusted,
             fingerprint=pair.fingerprint if pair is not None else None,
@@ -462,6 +496,20 @@ def _question(stop: Stop, settings: Settings) -> str:
     """What a CA's answer depends on, as far as it can be set."""
     return " ".join(
         (stop.directory, *domains(settings), settings.acme_profile, settings.acme_email, settings.acme_eab_kid)
+    )
+
+
+def _held_words(name: str, at: Stop, until: float, settings: Settings) -> str:
+    """What to say, and what to do meanwhile, while there must be no further validation of `name`."""
+    todo = [f"see that http://{name} leads to port {settings.proxy_port} of this machine from outside"]
+    if not at.rehearsal and any(stop.rehearsal for stop in way(settings, proven=False)):
+        todo.append("try as often as you like with --acme-staging, whose directory counts for itself")
+    if settings.proxy_fallback == "none":
+        todo.append("have --fallback dev-selfsigned serve, which goes on trying by itself")
+    return (
+        f"{FAILED_VALIDATIONS.most} validations of {name} have failed at {at.directory} within an hour, and CAs count "
+        f"them: FLM asks there again not before {moment(until)}, however often it is started; "
+        f"meanwhile {'; or '.join(todo)}"
     )
 
 

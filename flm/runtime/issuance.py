@@ -18,7 +18,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -36,23 +36,37 @@ MARGIN_SECONDS: Final = 3.0  # beyond the child's own deadline, until it is kill
 _LEAVE_SECONDS: Final = 2.0  # from the last word to the end of the child, until it is killed
 _COMPLAINT_BYTES: Final = 16_384  # of what a broken child writes on stderr; the rest is read and dropped
 _SHOWN_CHARACTERS: Final = 4_000
+_ON_THE_WAY: Final = frozenset({"step", "publish", "retract", "look", "spared"})  # all else is a last word
 
 Step = Callable[[str, str], None]
 Publish = Callable[[str, str], None]
 Retract = Callable[[str], None]
+
+
+class Looks(Protocol):
+    """Who counts how often a CA was told to look at a name: `flm.runtime.allowance`."""
+
+    async def look(self, name: str) -> None:
+        """It is about to be told. Raises Refused if it must not be, and CommandError if that could not be noted."""
+        ...
+
+    async def spared(self, name: str) -> None:
+        """The last look at `name` has not failed. Raises CommandError."""
+        ...
+
 
 log = logging.getLogger("flm.supervisor")
 
 _said = msgspec.json.Decoder(Said)
 
 
-async def issue(ask: Ask, step: Step, publish: Publish, retract: Retract) -> Pair:
+async def issue(ask: Ask, step: Step, publish: Publish, retract: Retract, looks: Looks) -> Pair:
     """A pair for `ask.names` from the CA at `ask.directory`. `step` hears of each step and of warnings; `publish` and
-    `retract` change what the plain port answers, at once.
+    `retract` change what the plain port answers, at once; `looks` is asked before the CA is told to look at a name.
 
     Raises Refused.
     """
-    said = await _run(ask, _Listener(step, publish, retract))
+    said = await _run(ask, _Listener(step, publish, retract, looks))
     if said.event != "issued":
         raise _unexpected(f"it answered {said.event} where a certificate was asked for")
     try:
@@ -64,7 +78,7 @@ async def issue(ask: Ask, step: Step, publish: Publish, retract: Retract) -> Pai
 async def window(ask: Ask) -> tuple[float, float, float] | None:
     """When the CA wants `ask.replaces` renewed: start and end in Unix seconds, and the seconds until it may be asked
     again; None if the CA has no such thing. Raises Refused."""
-    said = await _run(ask, _Listener(lambda _step, _detail: None, _never_published, _never_retracted))
+    said = await _run(ask, _Listener(lambda _step, _detail: None, _never_published, _never_retracted, None))
     if said.event != "window":
         raise _unexpected(f"it answered {said.event} where a renewal window was asked for")
     return (said.start, said.end, said.retry_after) if said.start or said.end else None
@@ -73,19 +87,22 @@ async def window(ask: Ask) -> tuple[float, float, float] | None:
 class _Listener:
     """Acts on what a child says until it says the last word."""
 
-    def __init__(self, step: Step, publish: Publish, retract: Retract) -> None:
+    def __init__(self, step: Step, publish: Publish, retract: Retract, looks: Looks | None) -> None:
         self._step = step
         self._publish = publish
         self._retract = retract
+        self._looks = looks
         self._published: list[str] = []
         self.step = "starting"
 
-    def hear(self, said: Said) -> Heard | None:
+    async def hear(self, said: Said) -> Heard | None:
         """The answer that the child waits for, if it does."""
         if said.event == "step":
             self.step = said.detail
             self._step(said.step, said.detail)
             return None
+        if said.event in ("look", "spared"):
+            return await self._count(said)
         try:
             if said.event == "publish":
                 self._published.append(said.token)
@@ -95,6 +112,16 @@ class _Listener:
         except Exception as error:
             log.exception("a challenge could not be published")
             return Heard(False, f"{type(error).__name__}")
+        return Heard(True)
+
+    async def _count(self, said: Said) -> Heard:
+        assert self._looks is not None, "who asks for a window has nothing looked at"
+        try:
+            await (self._looks.look(said.name) if said.event == "look" else self._looks.spared(said.name))
+        except Refused as refused:
+            return Heard(False, refused.message, refused.retry_after)
+        except CommandError as error:
+            return Heard(False, f"what is asked of the CA could not be noted: {error.message}")
         return Heard(True)
 
     def close(self) -> None:
@@ -160,10 +187,10 @@ async def _converse(ours: socket.socket, ask: Ask, listener: _Listener) -> Said 
         writer.write(msgspec.json.encode(ask) + b"\n")
         while line := await reader.readline():
             said = _said.decode(line)
-            if said.event not in ("step", "publish", "retract"):
+            if said.event not in _ON_THE_WAY:
                 await _take_leave(reader, writer, said)
                 return said
-            if (heard := listener.hear(said)) is not None:
+            if (heard := await listener.hear(said)) is not None:
                 writer.write(msgspec.json.encode(heard) + b"\n")
     except (OSError, ValueError):  # msgspec's errors, and a line too long, are ValueErrors
         return None

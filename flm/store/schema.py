@@ -115,6 +115,13 @@ _SECURITY_4: Final[Migration] = (
 
 _SECURITY_5: Final[Migration] = ("ALTER TABLE certificates ADD COLUMN refused TEXT NOT NULL DEFAULT ''",)
 
+# What was used of what CAs allow in a while (`flm.store.allowances`).
+_SECURITY_6: Final[Migration] = (
+    """CREATE TABLE allowances (
+        id INTEGER PRIMARY KEY, kind TEXT NOT NULL, directory TEXT NOT NULL, name TEXT NOT NULL,
+        at REAL NOT NULL, boot TEXT NOT NULL, up REAL NOT NULL)""",
+)
+
 CONFIG: Final = Schema(
     name="config",
     application_id=0x464C4D43,  # "FLMC"
@@ -125,8 +132,10 @@ CONFIG: Final = Schema(
 SECURITY: Final = Schema(
     name="security",
     application_id=0x464C4D53,  # "FLMS"
-    migrations=(_SECURITY_1, _SECURITY_2, _SECURITY_3, _SECURITY_4, _SECURITY_5),
-    tables=frozenset({"generation", "api_keys", "engine_credentials", "security_policies", "certificates"}),
+    migrations=(_SECURITY_1, _SECURITY_2, _SECURITY_3, _SECURITY_4, _SECURITY_5, _SECURITY_6),
+    tables=frozenset(
+        {"generation", "api_keys", "engine_credentials", "security_policies", "certificates", "allowances"}
+    ),
     synchronous="FULL",
 )
 SCHEMAS: Final = (CONFIG, SECURITY)

@@ -53,6 +53,16 @@ class Line:
         self.say(Said("retract", token=token))
         self._confirmed("take back the answer to a challenge")
 
+    def look(self, name: str) -> None:
+        self.say(Said("look", name=name))
+        heard = self._answer()
+        if not heard.ok:
+            raise Refused("rate_limited" if heard.retry_after else "local", heard.message, heard.retry_after)
+
+    def spared(self, name: str) -> None:
+        self.say(Said("spared", name=name))
+        self._confirmed("note that a validation did not fail")
+
     def taken(self) -> bool:
         """Whether the last word has arrived."""
         return self._answer().ok

@@ -70,6 +70,13 @@ class Caller(Protocol):
     def retract(self, token: str) -> None:
         """`token` is served no longer. Raises Refused if that cannot be."""
 
+    def look(self, name: str) -> None:
+        """Called before the CA is told to look at `name`, which counts as failed from then on: whoever is killed
+        meanwhile cannot tell. Raises Refused if it must not be told."""
+
+    def spared(self, name: str) -> None:
+        """The last `look` at `name` has not failed, or the CA was not told. Raises Refused if that cannot be noted."""
+
 
 class Authorizing:
     """The authorizations of one order."""
@@ -127,13 +134,16 @@ class Authorizing:
         challenge = self._challenge(url)
         if challenge.status != "pending":
             return
-        self._step("challenge", f"asking the CA to look at port 80 of {self._read[url].name}")
+        name = self._read[url].name
+        self._caller.look(name)
+        self._step("challenge", f"asking the CA to look at port 80 of {name}")
         try:
             self._network.post(challenge.url, {})
         except ProblemError:
             self._look(url)
             now = self._read[url]
             if now.status == "pending" and now.http is not None and now.http.status == "pending":
+                self._caller.spared(name)
                 raise  # it is not that it was told before
 
     def _await(self, waiting: list[str]) -> None:
@@ -145,6 +155,9 @@ class Authorizing:
         )
         for wait in polls(self._deadline):
             asked = [self._look(url) for url in waiting]
+            for url in waiting:
+                if self._read[url].status == "valid":
+                    self._caller.spared(self._read[url].name)
             waiting = [url for url in waiting if self._read[url].status == "pending"]
             if not waiting:
                 return

@@ -1,8 +1,8 @@
 """What an attempt to get a certificate is asked, and what it says meanwhile: JSON lines between two processes.
 
 The supervisor starts a child (`attempt`) for each attempt and writes one `Ask`. The child answers with `Said`, one a
-line: `step` as often as it likes; `publish` and `retract`, each of which waits for a `Heard`; and at the end one of
-`issued`, which waits for a `Heard` too and then forgets the order, `window` and `refused`.
+line: `step` as often as it likes; `publish`, `retract`, `look` and `spared`, each of which waits for a `Heard`; and at
+the end one of `issued`, which waits for a `Heard` too and then forgets the order, `window` and `refused`.
 
 Knows the shapes and their bounds; opens nothing. No account key, certificate key of a pending order or key of an
 external account binding is ever among these words; the key of the finished pair is, in `issued`.
@@ -57,16 +57,18 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a child says.
 
     `step`: what it does (`step`) and a detail for people. `publish`: `answer` is to be served for `token` on the plain
-    port; `retract`: no longer. `issued`: `pem`, the key and then the chain. `window`: `start` and `end`, Unix seconds,
-    both 0 where the CA has no such thing, and `retry_after`, seconds until it may be asked again. `refused`: `kind`
-    (one of KINDS), `message` for people, and `retry_after`, seconds before which it is no use to come again, 0 if
-    nobody said.
+    port; `retract`: no longer. `look`: the CA is about to be told to look at `name`, which it counts if that fails, so
+    it is noted first; `spared`: that did not fail, or was never told. `issued`: `pem`, the key and then the chain.
+    `window`: `start` and `end`, Unix seconds, both 0 where the CA has no such thing, and `retry_after`, seconds until
+    it may be asked again. `refused`: `kind` (one of KINDS), `message` for people, and `retry_after`, seconds before
+    which it is no use to come again, 0 if nobody said.
     """
 
-    event: Literal["step", "publish", "retract", "issued", "window", "refused"]
+    event: Literal["step", "publish", "retract", "look", "spared", "issued", "window", "refused"]
     step: str = ""
     detail: str = ""
     token: str = ""
+    name: str = ""
     answer: str = ""
     pem: str = ""
     start: float = 0.0
@@ -77,7 +79,9 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Heard(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The supervisor's answer to `publish`, `retract` and `issued`; `message` says why not."""
+    """The supervisor's answer to what waits for one; `message` says why not, and `retry_after` how many seconds that
+    stays so, 0 if it is not known."""
 
     ok: bool
     message: str = ""
+    retry_after: float = 0.0

@@ -37,6 +37,8 @@ class Client:
         self.ca_file = ca_file
         self.steps: list[tuple[str, str]] = []
         self.published: list[str] = []
+        self.looks: list[str] = []
+        """The names that the CA was told to look at, without those where that is known to have gone well."""
         self.site = Site((NAME,), 443)
         self._port = port
 
@@ -85,7 +87,15 @@ class Client:
 
     async def issue(self, *names: str, **changed: object) -> Pair:
         """A certificate, or Refused."""
-        return await issuance.issue(self.ask(*names, **changed), self._step, self._publish, self._retract)
+        return await issuance.issue(self.ask(*names, **changed), self._step, self._publish, self._retract, self)
+
+    async def look(self, name: str) -> None:
+        """As an attempt asks before it has a name looked at."""
+        self.looks.append(name)
+
+    async def spared(self, name: str) -> None:
+        """As an attempt says when that has not failed."""
+        self.looks.remove(name)
 
     def _step(self, step: str, detail: str) -> None:
         self.steps.append((step, detail))

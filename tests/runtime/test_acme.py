@@ -17,12 +17,15 @@ from flm.config import Settings, resolve
 from flm.disk.private import write_atomically
 from flm.errors import CommandCode, CommandError
 from flm.runtime.acme import TRIES_AT_START, AcmeKeeper
-from flm.runtime.issuance import Refused
+from flm.runtime.issuance import Looks, Refused
+from flm.runtime.loglines import timestamp
 from flm.store import certificates as rows
 from flm.store.database import open_security
 from flm.store.folder import Folder, locate
+from flm.tls import schedule
+from flm.tls.allowance import FAILED_VALIDATIONS, Instant
 from flm.tls.files import folder_of, read_pair
-from flm.tls.pair import Pair, read
+from flm.tls.pair import Pair, moment, read
 from flm.tls.plain import Site
 from flm.tls.way import LETS_ENCRYPT, LETS_ENCRYPT_STAGING
 from flm.tls.words import Ask
@@ -56,9 +59,11 @@ class Bench:
         self.windows: list[Window | Refused] = []
         self.asked: list[Ask] = []
         self.asked_for_windows = 0
+        self.failing: tuple[str, ...] = (NAME,)  # the names of a validation that fails
         self.steps: list[str] = []
         self.slept: list[float] = []
         self.now = NOW
+        self.boot, self.up = "one", 1000.0 - NOW  # `up`: what the wall clock has to be moved by
         self.keeper = self.another()
 
     def another(self) -> AcmeKeeper:
@@ -70,13 +75,19 @@ class Bench:
             issue=self._issue,
             window=self._window,
             clock=lambda: self.now,
+            instant=lambda: Instant(self.now, self.boot, self.now + self.up),
             sleep=self._sleep,
             chance=lambda: 0.5,
         )
 
-    async def _issue(self, ask: Ask, step: Any, publish: Any, retract: Any) -> Pair:
+    async def _issue(self, ask: Ask, step: Any, publish: Any, retract: Any, looks: Looks) -> Pair:
         self.asked.append(ask)
         outcome = self.outcomes.pop(0)
+        failed = self.failing if isinstance(outcome, Refused) and outcome.kind == "validation" else ()
+        for name in ask.names:
+            await looks.look(name)
+            if name not in failed:
+                await looks.spared(name)
         publish("token", "answer")
         assert self.site.tokens == {"token": "answer"}
         retract("token")
@@ -648,3 +659,162 @@ def test_a_full_disk_does_not_cost_the_certificate(tmp_path: Path, monkeypatch: 
         assert bench.keeper.last_error is None
 
     run(main)
+
+
+class TestFailedValidations:
+    """Five an hour of a name at a directory, whoever starts it again and again."""
+
+    def test_a_start_in_a_loop_makes_five_and_says_when_there_is_another(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path, *(no("validation", "port 80 is closed") for _ in range(100)))
+            began = bench.now
+            reasons = set()
+            while bench.now < began + 3500:
+                bench.keeper = bench.another()
+                with pytest.raises(CommandError) as refused:
+                    await bench.obtain()
+                reasons.add(refused.value.message)
+                bench.now += 100
+            assert bench.directories == [LETS_ENCRYPT_STAGING] * FAILED_VALIDATIONS.most
+            assert all("port 80 is closed" in reason for reason in reasons)
+            told = next(reason for reason in reasons if "within an hour" in reason)
+            assert f"FLM asks there again not before {moment(began + 3600)}, however often it is started" in told
+            assert "meanwhile see that http://llm.example.com leads to port 80 of this machine" in told
+            assert "--fallback dev-selfsigned" in told
+            assert "--acme-staging" not in told  # which is where it has failed
+            bench.now = began + 3601
+            bench.keeper, bench.outcomes = bench.another(), [pair(), wanted := pair()]
+            assert await bench.obtain() == wanted
+
+        run(main)
+
+    def test_one_that_runs_asks_again_when_it_may_and_status_says_when(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path, *(no("validation", "port 80 is closed") for _ in range(5)))
+            began = bench.now
+            for _ in range(3):
+                bench.keeper = bench.another()
+                with pytest.raises(CommandError):
+                    await bench.obtain(proxy__fallback="dev-selfsigned")
+            bench.outcomes = [pair(), wanted := pair()]
+            other = {"proxy__fallback": "dev-selfsigned", "acme__email": "ops@example.com"}  # which is tried at once
+            looks = 0
+            while bench.keeper.pair is None:
+                assert bench.now <= began + 3600 + schedule.LOOK_SECONDS
+                await bench.look(**other)
+                looks += 1
+                line = bench.keeper.line()
+                assert line is not None
+                if bench.keeper.pair is None:
+                    assert line.next_attempt_at == timestamp((await bench.row()).next_attempt_at or 0.0)
+                    assert f"not before {moment(began + 3600)}" in (line.last_error or "")
+                    assert "--fallback" not in (line.last_error or "")
+                bench.now += bench.keeper.pause()
+            assert bench.now >= began + 3600
+            assert looks < 10
+            assert bench.keeper.pair == wanted
+            line = bench.keeper.line()
+            assert line is not None
+            assert (line.next_attempt_at, line.last_error) == (None, None)
+
+        run(main)
+
+    def test_those_in_the_rehearsal_leave_production_its_own(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path)
+            flags = {"acme__directory": "https://ca.example/dir"}
+            bench.outcomes = [no("validation") for _ in range(5)]
+            for _ in range(4):
+                bench.keeper = bench.another()
+                with pytest.raises(CommandError):
+                    await bench.obtain(**flags)
+            assert len(bench.asked) == 5
+            rehearsing = flags | {"acme__staging_directory": "https://ca.example/test"}
+            bench.keeper = bench.another()
+            with pytest.raises(CommandError, match="try as often as you like with --acme-staging"):
+                await bench.obtain(**rehearsing)
+            assert len(bench.asked) == 5  # production would come after the rehearsal, and must not be asked
+            bench.keeper, bench.outcomes = bench.another(), [rehearsed := pair()]
+            assert await bench.obtain(acme__staging="true", **rehearsing) == rehearsed
+
+        run(main)
+
+    def test_names_that_did_not_fail_are_free_of_those_that_did(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path)
+            bench.failing = ("new.example.com",)
+            bench.outcomes = [no("validation") for _ in range(5)]
+            for _ in range(4):
+                bench.keeper = bench.another()
+                with pytest.raises(CommandError):
+                    await bench.obtain(acme__domain=f"{NAME}, new.example.com")
+            assert len(bench.asked) == 5
+            bench.keeper, bench.outcomes = bench.another(), [pair(), wanted := pair()]
+            assert await bench.obtain() == wanted
+
+        run(main)
+
+    def test_other_failures_and_those_that_end_well_cost_none(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path)
+            for _ in range(20):
+                bench.keeper, bench.outcomes = bench.another(), [no(), no("server")]
+                with pytest.raises(CommandError):
+                    await bench.obtain()
+            bench.keeper, bench.outcomes = bench.another(), [pair(), wanted := pair()]
+            assert await bench.obtain() == wanted
+
+        run(main)
+
+    def test_a_success_takes_none_back_for_the_ca_takes_none_back_either(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path)
+            flags = {"acme__directory": "https://ca.example/dir"}
+            bench.outcomes = [no("validation"), no("validation"), no("validation"), pair()]
+            with pytest.raises(CommandError):
+                await bench.obtain(**flags)
+            bench.keeper = bench.another()
+            await bench.obtain(**flags)
+            bench.stored("https://ca.example/dir").unlink()
+            bench.outcomes = [no("validation") for _ in range(5)]
+            for _ in range(3):
+                bench.keeper = bench.another()
+                with pytest.raises(CommandError):
+                    await bench.obtain(**flags)
+            assert len(bench.asked) == 4 + 2
+
+        run(main)
+
+    @pytest.mark.parametrize("jump", [-400 * DAY, 400 * DAY])
+    def test_a_clock_that_jumps_opens_nothing_and_bars_for_an_hour_at_most(self, tmp_path: Path, jump: float) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path, *(no("validation") for _ in range(5)))
+            for _ in range(4):
+                bench.keeper = bench.another()
+                with pytest.raises(CommandError):
+                    await bench.obtain()
+            bench.now, bench.up = bench.now + jump, bench.up - jump  # the wall clock alone
+            bench.keeper = bench.another()
+            with pytest.raises(CommandError, match=f"not before {moment(bench.now + 3600)}"):
+                await bench.obtain()
+            bench.now += 3601
+            bench.keeper, bench.outcomes = (
+                bench.another(),
+                [pair(), wanted := pair(begins=bench.now, ends=bench.now + 90 * DAY)],
+            )
+            assert await bench.obtain() == wanted
+
+        run(main)
+
+    def test_a_certificate_of_before_is_served_meanwhile(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            stored, both = pair(), f"{NAME}, new.example.com"
+            bench = Bench(tmp_path, *(no("validation") for _ in range(5)))
+            write_atomically(bench.stored(), stored.pem)
+            for _ in range(6):
+                bench.keeper = bench.another()
+                assert await bench.obtain(acme__domain=both) == stored
+            assert len(bench.asked) == 5
+            assert "not before" in (bench.keeper.last_error or "")
+
+        run(main)
