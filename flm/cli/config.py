@@ -6,7 +6,7 @@ import argparse
 
 from flm.cli.command import Context, Noun, Output
 
-_COLUMNS = ("key", "value", "default", "source")
+_COLUMNS = ("key", "value", "default", "source", "running")
 
 
 def register(noun: Noun) -> None:
@@ -14,7 +14,7 @@ def register(noun: Noun) -> None:
     put.add_argument("key")
     put.add_argument("value")
     noun.verb("get", _get, "one setting").add_argument("key")
-    noun.verb("list", _list, "all settings, their defaults and where each value comes from")
+    noun.verb("list", _list, "all settings, where each value comes from, and what a running proxy has from its start")
     noun.verb("unset", _unset, "go back to the default").add_argument("key")
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from flm.config import ANY, HTTP_PORT, HTTPS_PORT
+from flm.config import ANY, HTTP_PORT, HTTPS_PORT, Value
 from flm.runtime.boot import Served
 
 _ANYWHERE: Final = "192.0.2.1"  # TEST-NET-1: connecting a datagram socket sends nothing, but picks a source address
@@ -32,6 +32,14 @@ class EngineLine(msgspec.Struct, frozen=True):
     id: str
     kind: str
     status: str
+
+
+class Override(msgspec.Struct, frozen=True):
+    """A setting that the proxy has from its start, and keeps. `source`: `flag` (sockets that were given count as such)
+    or `environment`."""
+
+    value: Value
+    source: str
 
 
 class AuditLine(msgspec.Struct, frozen=True):
@@ -75,7 +83,8 @@ class Access(msgspec.Struct, frozen=True):
 
 
 class Handle(msgspec.Struct, frozen=True):
-    """One running proxy. `uptime` is seconds, `started_at` RFC 3339, counts are since the workers' memory was made."""
+    """One running proxy. `uptime` is seconds, `started_at` RFC 3339, counts are since the workers' memory was made.
+    `overrides`: settings, by their keys, that came with its start and win over what is stored."""
 
     id: str
     pid: int
@@ -103,6 +112,7 @@ class Handle(msgspec.Struct, frozen=True):
     certificate: CertificateLine | None
     last_error: str | None
     audit: AuditLine | None = None
+    overrides: dict[str, Override] = {}
 
 
 def url_host(address: str) -> str:

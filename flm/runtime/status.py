@@ -11,10 +11,10 @@ import msgspec
 
 from flm import __version__
 from flm._native import ERRORS, IN_FLIGHT, LOG_DROPPED, REQUESTS
-from flm.config import Settings, domains
+from flm.config import SETTINGS, Resolved, domains
 from flm.runtime.front import Front, served_by
 from flm.runtime.generations import Generations
-from flm.runtime.handle import AuditLine, CertificateLine, EngineLine, Handle, endpoints, url_host
+from flm.runtime.handle import AuditLine, CertificateLine, EngineLine, Handle, Override, endpoints, url_host
 from flm.snapshot import Engine
 
 
@@ -26,8 +26,7 @@ def describe(
     began: float,
     address: tuple[str, int],
     front: Front,
-    settings: Settings,
-    staging: str,
+    resolved: Resolved,
     generations: Generations,
     engines: tuple[Engine, ...],
     last_error: str | None,
@@ -35,7 +34,8 @@ def describe(
     log_file: Path | None,
 ) -> Handle:
     """The handle at this moment. `address`: what the workers' sockets are bound to. `began`: the start, in seconds
-    of the monotonic clock: the wall clock may have been set since. `staging`: the source of acme.staging."""
+    of the monotonic clock: the wall clock may have been set since. `resolved`: the settings, with their sources."""
+    settings, sources = resolved.settings, resolved.sources
     serving = generations.serving
     served = served_by(settings, front)
     names = domains(settings) if served.mode == "https-acme" else ()
@@ -63,12 +63,18 @@ def describe(
         log_file=str(log_file) if log_file else None,
         log_lines_dropped=total(generations, LOG_DROPPED),
         acme_domain=", ".join(names) or None,
-        certificate=hinted(front.line(), staging),
+        certificate=hinted(front.line(), sources.get("acme.staging", "default")),
         last_error=last_error,
         audit=audit,
+        overrides={
+            key: Override(getattr(settings, SETTINGS[key].attribute), source)
+            for key, source in sources.items()
+            if source in _OF_THE_START
+        },
     )
 
 
+_OF_THE_START: Final = frozenset({"flag", "environment"})
 _STAGED_BY: Final = {
     "flag": "`flm proxy stop`, then `flm proxy start` without `--acme-staging`",
     "environment": "`flm proxy stop`, then `flm proxy start` without FLM_ACME_STAGING or FLM_ACME_USE_PROD",

@@ -109,7 +109,7 @@ class Supervisor:
 
     def handle(self) -> Handle:
         """What `flm proxy status` says of this proxy."""
-        settings = self._publisher.resolved.settings
+        resolved = self._publisher.resolved
         return describe(
             instance_id=self._id,
             state=self._state,
@@ -117,13 +117,12 @@ class Supervisor:
             began=self._began,
             address=self._address,
             front=self._front,
-            settings=settings,
-            staging=self._publisher.resolved.sources.get("acme.staging", "default"),
+            resolved=resolved,
             generations=self._generations,
             engines=self._publisher.engines_in_force,
             last_error=self._publisher.last_error or self._front.error(),
             audit=self._trail.line(),
-            log_file=self._log_path(settings),
+            log_file=self._log_path(resolved.settings),
         )
 
     async def _start(self, step: Step) -> None:

@@ -1,4 +1,5 @@
-"""Tells a running proxy that something was changed, and returns when the change is in force.
+"""Tells a running proxy that something was changed, and returns when the change is in force; asks it what
+it serves, and which settings it has from its start, which no change reaches.
 
 Knows the control socket; does not know what was changed.
 """
@@ -6,12 +7,51 @@ Knows the control socket; does not know what was changed.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final
 
+import msgspec
+
 from flm.errors import CommandCode, CommandError
+from flm.runtime.handle import Override as Override
 from flm.store.folder import Folder
 
 SECONDS: Final = 40.0  # a new engine is looked at and asked for its models first: 20 s at most, after a round under way
+
+LOOK_SECONDS: Final = 5.0  # for what a proxy that is alive says from memory
+
+log = logging.getLogger("flm.proxy")
+
+
+class _Served(msgspec.Struct):
+    fingerprint: str | None = None
+
+
+class Running(msgspec.Struct):
+    """As much of a running proxy's handle as other services look at; one of a former version may have less.
+    `overrides`: the settings that it has from its start, whatever is stored."""
+
+    overrides: dict[str, Override] = {}
+    certificate: _Served | None = None
+
+
+async def running_proxy(folder: Folder) -> Running | None:
+    """The proxy of this folder; None if none runs, or it does not answer, which is logged."""
+    socket = folder.run / "control.sock"
+    if not await asyncio.to_thread(socket.exists):
+        return None
+    from flm.runtime import control  # only here, as below
+
+    try:
+        said = await control.ask(socket, control.Request("status"), LOOK_SECONDS)
+    except TimeoutError:
+        log.warning(
+            "the running proxy has not answered for %g s; what it serves, and goes by, is not known", LOOK_SECONDS
+        )
+        return None
+    except CommandError:
+        return None
+    return msgspec.convert(said, Running)
 
 
 async def put_in_force(folder: Folder) -> bool:

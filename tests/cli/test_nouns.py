@@ -26,7 +26,7 @@ from tests.support.tls_front import tls_front
 class TestConfig:
     def test_from_unset_to_set_and_back(self, flm: Flm) -> None:
         assert flm("config", "get", "proxy.workers").data == {
-            "key": "proxy.workers", "value": 1, "default": 1, "source": "default"
+            "key": "proxy.workers", "value": 1, "default": 1, "source": "default", "running": None
         }  # fmt: skip
         assert flm("config", "set", "proxy.workers", "4").data["value"] == 4
         assert flm("config", "get", "proxy.workers").data["source"] == "config"
@@ -36,7 +36,7 @@ class TestConfig:
     def test_a_list_of_all(self, flm: Flm) -> None:
         rows = flm("config", "list").data
         assert {"proxy.port", "engine.cache_ttl_seconds", "log.keep"} <= {row["key"] for row in rows}
-        assert all(list(row) == ["key", "value", "default", "source"] for row in rows)
+        assert all(list(row) == ["key", "value", "default", "source", "running"] for row in rows)
 
     @pytest.mark.parametrize("arguments", [("set", "proxy.port", "0"), ("set", "no.such", "1"), ("get", "no.such")])
     def test_what_is_refused(self, flm: Flm, arguments: tuple[str, ...]) -> None:

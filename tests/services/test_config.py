@@ -11,8 +11,9 @@ import pytest
 
 from flm.config import SETTINGS, Setting
 from flm.errors import CommandCode, CommandError
-from flm.services.config import ConfigRow, ConfigService
+from flm.services.config import ChangedRow, ConfigRow, ConfigService
 from flm.services.engines import EngineService
+from flm.services.notice import Override
 from flm.store.folder import Folder
 from tests.runtime.harness import running
 
@@ -80,7 +81,7 @@ def test_every_setting_can_be_set_and_unset(folder: Folder) -> None:
         listed = await service.list()
         assert [row.source for row in listed] == ["config"] * len(SETTINGS)
         for key, spec in SETTINGS.items():
-            assert await service.unset(key) == ConfigRow(key, spec.default, spec.default, "default")
+            assert await service.unset(key) == ChangedRow(key, spec.default, spec.default, "default")
 
     asyncio.run(main())
 
@@ -168,10 +169,58 @@ def test_a_change_that_waits_for_something_says_for_what(tmp_path: Path, caplog:
     ]
 
 
+def test_what_a_running_proxy_has_from_its_start_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Options and variables of the start win over what is stored, also over reload and restart."""
+
+    async def main() -> None:
+        async with running(tmp_path, proxy__workers=1) as proxy:
+            service = ConfigService(proxy.folder, {})
+            started = {*proxy.flags, "log.keep", "engine.discover"}
+            for change in ("reload", "restart", None):
+                row = await service.set("proxy.workers", "2")
+                assert (row.value, row.source, row.running) == (2, "config", Override(1, "flag"))
+                (warning,) = row.warnings
+                assert "the running proxy keeps 1: an option of its start" in warning
+                assert "`flm proxy stop`, then `flm proxy start` without it" in warning
+                (quiet,) = (await service.set("log.keep", "3")).warnings
+                assert "the running proxy keeps 4: FLM_LOG_KEEP says so" in quiet
+                assert (await service.get("proxy.workers")).running == Override(1, "flag")
+                assert {row.key for row in await service.list() if row.running} == started
+                assert (await service.set("log.max_bytes", "1048576")).running is None
+                if change is not None:
+                    assert (await getattr(proxy.service, change)()).workers == 1
+            (unset,) = (await service.unset("proxy.workers")).warnings
+            assert unset == warning
+        assert (await service.set("proxy.workers", "2")).warnings == ()
+        assert {row.running for row in await service.list()} == {None}
+
+    monkeypatch.setenv("FLM_LOG_KEEP", "4")
+    with caplog.at_level(logging.WARNING, "flm.config"):
+        asyncio.run(main())
+    assert "the running proxy keeps 1" in caplog.text
+
+
+def test_a_variable_of_whoever_asks_is_said_too(folder: Folder) -> None:
+    async def main() -> None:
+        service = ConfigService(folder, {"FLM_PROXY_PORT": "5000", "FLM_ACME_USE_PROD": "false"})
+        row = await service.set("proxy.port", "4000")
+        assert (row.value, row.source) == (5000, "environment")
+        (warning,) = row.warnings
+        assert "FLM_PROXY_PORT in the environment here wins over it" in warning
+        assert "goes by 5000" in warning
+        (staging,) = (await service.set("acme.staging", "false")).warnings
+        assert "FLM_ACME_USE_PROD" in staging
+
+    asyncio.run(main())
+
+
 def test_an_engine_to_be_opened_that_is_not_there(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         await EngineService(folder).add("here", "openai", "http://127.0.0.1:1")
-        await ConfigService(folder).set("passthrough.open_routes", "here:* /*, *:GET /x, nope:* /*")
+        row = await ConfigService(folder).set("passthrough.open_routes", "here:* /*, *:GET /x, nope:* /*")
+        assert ["names the engine nope" in warning for warning in row.warnings] == [True]
         await ConfigService(folder).set("proxy.workers", "2")
 
     with caplog.at_level(logging.WARNING):
