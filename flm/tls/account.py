@@ -33,7 +33,7 @@ from flm.tls.refusal import CUSTOMERS_ONLY, ProblemError, Refused, of_problem, q
 from flm.tls.words import Ask
 
 FILE: Final = "account.json"
-_UNREADABLE: Final = "account.unreadable"
+UNREADABLE: Final = "account.unreadable"
 _MAX_EAB_BYTES: Final = 4_096
 _LEAST_EAB_BYTES: Final = 16  # of the key itself; HS256 wants 32, and CAs give 32 or more
 
@@ -57,7 +57,10 @@ class Kept(msgspec.Struct):
 
 
 class Account:
-    """The account of `ask.folder` with the CA of `directory`, which `network` asks. Gives `network` key and URL."""
+    """The account of `ask.folder` with the CA of `directory`, which `network` asks. Gives `network` key and URL.
+
+    `is_damaged`: what was kept could not be read, and its key is lost.
+    """
 
     def __init__(self, network: Network, directory: Directory, ask: Ask) -> None:
         """Raises IO_ERROR if the folder cannot be used for keys."""
@@ -65,8 +68,9 @@ class Account:
         self._directory = directory
         self._ask = ask
         self._path = Path(ask.folder) / FILE
+        was_there = os.path.lexists(self._path)
         kept = _read(self._path)
-        self.is_new = kept is None
+        self.is_damaged = was_there and kept is None
         if kept is not None and not _is_of(kept, ask.directory):
             kept = msgspec.structs.replace(kept, directory=ask.directory, url="")  # the key alone may be of use here
         if kept is None:
@@ -170,7 +174,7 @@ def _read(path: Path) -> Kept | None:
         kept = msgspec.json.decode(data, type=Kept)
         load_key(kept.key)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
-        os.replace(path, path.with_name(_UNREADABLE))
+        os.replace(path, path.with_name(UNREADABLE))
         return None
     return kept
 

@@ -27,8 +27,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from josepy.json_util import encode_b64jose
 
 from flm.errors import CommandError
+from flm.tls import account, names, order, pair, reach, renewal
 from flm.tls import directory as directories
-from flm.tls import names, order, pair, reach, renewal
 from flm.tls.account import Account, new_key_pem
 from flm.tls.authorize import Authorizing, Caller, listed
 from flm.tls.deadline import Deadline, polls
@@ -132,7 +132,9 @@ class _Issuance:
         else:
             terms = self._directory.meta.terms_of_service
             agreed = f", agreeing to its terms of service, {terms}" if terms else ""
-            self._step("account", f"making an account with the CA{agreed}")
+            lost = f", since {account.FILE} was damaged and is {account.UNREADABLE} now"
+            why = lost if self._account.is_damaged else ""
+            self._step("account", f"making an account with the CA{why}{agreed}")
         self._account.ensure()
 
     def _with_account(self, do: Callable[[], _Shape]) -> _Shape:

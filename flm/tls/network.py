@@ -198,7 +198,7 @@ def _no_acme(url: str, status: int, body: bytes, why: str, retry_after: float = 
     start = body[:_SHOWN_BYTES].decode("utf-8", "replace")
     shown = f"; it begins with {quoted(start, 160)}" if start.strip() else ""
     advice = (
-        "the CA is out of order, and FLM tries again later"
+        "the CA is out of order, which may pass: try again later"
         if status >= 500
         else "see that acme.directory is the URL of an ACME directory, and that no proxy or login page stands between"
     )

@@ -120,7 +120,7 @@ _ADVICE: Final[dict[str, str]] = {
     "badCSR": "if the names are right, this is a fault of FLM or of the CA: please report it",
     "badPublicKey": "this CA does not take the keys that FLM makes (EC P-256): use another CA",
     "badSignatureAlgorithm": "this CA does not take the signatures that FLM makes (ES256): use another CA",
-    "serverInternal": "it is the CA's fault, and may pass: FLM tries again later",
+    "serverInternal": "it is the CA's fault, and may pass: try again later",
 }
 
 

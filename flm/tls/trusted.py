@@ -110,12 +110,12 @@ def failed_request(error: requests.RequestException, url: str) -> Refused:
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return Refused("network", f"the CA at {place} could not be reached: no answer to connecting; {again}")
     if isinstance(error, requests.Timeout) or _within(error, TimeoutError) is not None:
-        return Refused("network", f"the CA at {place} was asked and did not answer in time; FLM tries again later")
+        return Refused("network", f"the CA at {place} was asked and did not answer in time; try again later")
     if _within(error, ConnectionRefusedError) is not None:
         return Refused("network", f"the CA at {place} could not be reached: the connection was refused; {again}")
     if isinstance(error, requests.exceptions.ConnectionError) and (why := _system_words(error)):
         return Refused("network", f"the connection with the CA at {place} failed: {why}; {again}")
-    return Refused("network", f"the CA at {place} hung up in the middle of its answer; FLM tries again later")
+    return Refused("network", f"the CA at {place} hung up in the middle of its answer; try again later")
 
 
 _DNS: Final = "see that this machine's DNS works, and that acme.directory is right"

@@ -204,6 +204,8 @@ def test_an_account_file_that_cannot_be_read_is_set_aside(ca: Ca, client: NewCli
             (one.folder / "account.json").chmod(0o600)
             await one.issue()
             assert (one.folder / "account.unreadable").exists()
+            told = dict(one.steps)["account"]
+            assert "making an account with the CA, since account.json was damaged and is account.unreadable now" in told
 
     run(scenario())
 
