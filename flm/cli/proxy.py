@@ -8,6 +8,7 @@ import logging
 import os
 import stat
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flm.cli.command import Context, Noun, Output
@@ -15,11 +16,12 @@ from flm.cli.progress import progress
 
 if TYPE_CHECKING:
     from flm.config import Value
-    from flm.services.proxy import Started
+    from flm.services.proxy import Handle, Started
 
 log = logging.getLogger("flm.proxy")
 
-_COLUMNS = ("id", "pid", "state", "mode", "listen_addr", "workers", "uptime", "last_error")
+_COLUMNS = ("pid", "state", "mode", "endpoint", "listen_addr", "workers", "uptime", "last_error")
+_OF_A_CERTIFICATE = ("certificate_until", "next_try")
 # option -> the setting it overrides
 _FLAGS = {
     "mode": "proxy.mode",
@@ -105,7 +107,7 @@ async def _start(arguments: argparse.Namespace, context: Context) -> Output | No
         with progress() as step:
             started = await service.start(_flags(arguments), first_key=first_key, step=step, given=given)
         warn_of_idle(arguments, started.mode, started.last_error)
-        return Output(started, _COLUMNS)
+        return Output(started)
 
     from flm.cli.output import show
 
@@ -170,4 +172,25 @@ async def _reload(_arguments: argparse.Namespace, context: Context) -> Output:
 async def _status(_arguments: argparse.Namespace, context: Context) -> Output:
     from flm.services.proxy import ProxyService
 
-    return Output(await ProxyService(context.folder).status(), _COLUMNS)
+    handles = await ProxyService(context.folder).status()
+    return Output(handles, text=for_people(handles))
+
+
+def for_people(handles: Sequence[Handle]) -> str:
+    """A table of what runs: the URL that clients are to use, and with HTTPS until when its certificate is good and when
+    the next one is tried for."""
+    from flm.cli.output import table
+
+    rows = []
+    for handle in handles:
+        row: dict[str, object] = {name: getattr(handle, name, None) for name in _COLUMNS}
+        reached = handle.endpoints
+        base = reached.external or reached.local_network or reached.localhost
+        row["endpoint"] = f"{base}/v1" if base else None
+        if (certificate := handle.certificate) is not None:
+            row["certificate_until"] = certificate.not_after
+            row["next_try"] = certificate.next_attempt_at or certificate.renew_after
+        rows.append(row)
+    encrypted = any(handle.certificate is not None for handle in handles)
+    columns = (*_COLUMNS[:-1], *(_OF_A_CERTIFICATE if encrypted else ()), _COLUMNS[-1])
+    return table(rows, columns)

@@ -13,7 +13,17 @@ from flm.cli.command import Context, Noun, Output, UsageError
 _LONGEST_DOCUMENT = 1_048_576  # more than is taken, so that it is the service that refuses what is too large
 
 _BUCKET = ("kind", "subject", "limit_rpm", "burst", "remaining", "resets_in_seconds")
-_CERTIFICATE = ("mode", "domains", "issuer", "trusted", "not_after", "renew_after", "next_attempt_at", "last_error")
+_CERTIFICATE = (
+    "served",
+    "mode",
+    "domains",
+    "issuer",
+    "trusted",
+    "not_after",
+    "renew_after",
+    "next_attempt_at",
+    "last_error",
+)
 
 
 def register(noun: Noun) -> None:

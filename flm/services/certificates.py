@@ -3,7 +3,7 @@
 Strategy: what `flm security certificates list` shows is what is on record, so it is there whether a proxy runs or not,
 and a failed attempt is shown with its reason also before there is any certificate.
 
-Knows the rows and the files; asks no CA and no proxy.
+Knows the rows and the files; asks no CA, and a running proxy only which of them it serves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from flm.errors import CommandError
-from flm.services.times import rfc3339
+from flm.runtime.loglines import timestamp
+from flm.services.notice import running_proxy
 from flm.store import certificates as rows
 from flm.store.certificates import CertificateRow
 from flm.store.database import open_security
@@ -30,9 +31,9 @@ _LOCAL: Final = "dev-selfsigned"
 class Certificate(msgspec.Struct, frozen=True):
     """One certificate. Times are RFC 3339, None: not known, or never.
 
-    `mode`: the one it is served in. `directory`: URL of the CA's directory. `serial`, `fingerprint` (SHA-256): hex.
-    `trusted`: clients need no file of FLM's for it. `renew_after`: when it is due. `failures`: attempts in a row that
-    failed; there is none before `next_attempt_at`.
+    `served`: by the running proxy, at this moment. `mode`: the one it is made for. `directory`: URL of the CA's
+    directory. `serial`, `fingerprint` (SHA-256): hex. `trusted`: clients need no file of FLM's for it. `renew_after`:
+    when it is due. `failures`: attempts in a row that failed; there is none before `next_attempt_at`.
     """
 
     mode: str
@@ -49,6 +50,7 @@ class Certificate(msgspec.Struct, frozen=True):
     directory: str | None = None
     serial: str | None = None
     fingerprint: str | None = None
+    served: bool = False
 
 
 async def certificates_of(folder: Folder) -> list[Certificate]:
@@ -56,7 +58,12 @@ async def certificates_of(folder: Folder) -> list[Certificate]:
     async with await open_security(folder) as database:
         found = [_shown(row) for row in await rows.read_all(database)]
     local = await asyncio.to_thread(_local, folder)
-    return found if local is None else [*found, local]
+    running = await running_proxy(folder)
+    served = running.certificate.fingerprint if running is not None and running.certificate is not None else None
+    return [
+        msgspec.structs.replace(each, served=served is not None and each.fingerprint == served)
+        for each in (*found, *([local] if local is not None else []))
+    ]
 
 
 def _shown(row: CertificateRow) -> Certificate:
@@ -64,18 +71,23 @@ def _shown(row: CertificateRow) -> Certificate:
         mode=_MODES.get(row.id, row.id),
         domains=row.domains,
         issuer=row.issuer,
-        not_before=rfc3339(row.not_before),
-        not_after=rfc3339(row.not_after),
+        not_before=_moment(row.not_before),
+        not_after=_moment(row.not_after),
         trusted=row.trusted,
-        renew_after=rfc3339(row.renew_after),
-        last_attempt_at=rfc3339(row.last_attempt_at),
+        renew_after=_moment(row.renew_after),
+        last_attempt_at=_moment(row.last_attempt_at),
         last_error=row.last_error,
         failures=row.failures,
-        next_attempt_at=rfc3339(row.next_attempt_at),
+        next_attempt_at=_moment(row.next_attempt_at),
         directory=row.directory or None,
         serial=row.serial,
         fingerprint=row.fingerprint,
     )
+
+
+def _moment(seconds: float | None) -> str | None:
+    """As `flm proxy status` writes it."""
+    return None if seconds is None else timestamp(seconds)
 
 
 def _local(folder: Folder) -> Certificate | None:
@@ -90,9 +102,9 @@ def _local(folder: Folder) -> Certificate | None:
         mode=_LOCAL,
         domains=pair.domains,
         issuer=pair.issuer,
-        not_before=rfc3339(pair.not_before),
-        not_after=rfc3339(pair.not_after),
-        renew_after=rfc3339(pair.not_after - LEFT_WHEN_DUE * (pair.not_after - pair.not_before)),
+        not_before=_moment(pair.not_before),
+        not_after=_moment(pair.not_after),
+        renew_after=_moment(pair.not_after - LEFT_WHEN_DUE * (pair.not_after - pair.not_before)),
         serial=pair.serial,
         fingerprint=pair.fingerprint,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from flm.cli.command import Noun
-from flm.cli.proxy import _flags, register, warn_of_idle
+from flm.cli.proxy import _flags, for_people, register, warn_of_idle
+from flm.runtime.handle import CertificateLine, Endpoints, Handle
 from tests.runtime.harness import ROOT, alive, free_port
 
 Run = subprocess.CompletedProcess[str]
@@ -168,6 +171,62 @@ def test_which_options_do_nothing(
     register(noun)
     warn_of_idle(noun.parser.parse_args(["start", *options]), mode, last_error)
     assert bool(caplog.records) == told
+
+
+def handle_of(certificate: CertificateLine | None, endpoints: Endpoints) -> Handle:
+    """A running proxy, of which only what people are shown matters."""
+    return Handle(
+        id="1",
+        pid=42,
+        version="0",
+        state="running",
+        running=True,
+        mode="https-acme",
+        listen_addr="[::]:443",
+        port=80,
+        https_port=443,
+        endpoints=endpoints,
+        workers=1,
+        worker_pids=[43],
+        draining_pids=[],
+        generation=1,
+        started_at="2026-11-24T09:00:00.000Z",
+        uptime=7.5,
+        engines=[],
+        in_flight=0,
+        requests=0,
+        errors=0,
+        log_file=None,
+        log_lines_dropped=0,
+        acme_domain=None,
+        certificate=certificate,
+        last_error=None,
+    )
+
+
+def test_people_see_where_clients_go_and_when_the_certificate_ends() -> None:
+    line = CertificateLine("https-acme", [], None, None, "UNTIL", "DUE", None, "NEXT", None, True, None)
+    head, row = for_people([handle_of(line, Endpoints(None, None, "https://llm.example.com"))]).splitlines()
+    assert head.split("  ")[0] == "PID"
+    assert re.search(r"ENDPOINT +LISTEN ADDR .*CERTIFICATE UNTIL +NEXT TRY +LAST ERROR", head)
+    assert re.search(r"https://llm\.example\.com/v1 +\[::\]:443 .*UNTIL +NEXT +-", row)
+    later = msgspec.structs.replace(line, next_attempt_at=None)
+    assert re.search(r"UNTIL +DUE ", for_people([handle_of(later, Endpoints(None, None, "https://x"))]))
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "use"),
+    [
+        (Endpoints("http://127.0.0.1:1", None, None), "http://127.0.0.1:1/v1"),
+        (Endpoints("http://127.0.0.1:1", "http://10.0.0.2:1", None), "http://10.0.0.2:1/v1"),
+        (Endpoints(None, None, None), "-"),
+    ],
+)
+def test_the_url_for_clients_is_the_one_that_reaches_farthest(endpoints: Endpoints, use: str) -> None:
+    table = for_people([handle_of(None, endpoints)])
+    assert table.splitlines()[1].split()[3] == use
+    assert "CERTIFICATE" not in table
+    assert for_people([]) == "(none)"
 
 
 def test_flags_are_settings() -> None:

@@ -152,17 +152,18 @@ class TestCertificates:
                 "mode": "https-acme",
                 "domains": ["flm.example.com", "www.example.com"],
                 "issuer": "An Authority",
-                "not_before": "2026-11-18T11:06:40Z",
-                "not_after": "2027-02-16T11:06:40Z",
+                "not_before": "2026-11-18T11:06:40.000Z",
+                "not_after": "2027-02-16T11:06:40.000Z",
                 "trusted": True,
                 "renew_after": "2027-01-15T08:00:00.500Z",
-                "last_attempt_at": "2026-11-18T11:06:41Z",
+                "last_attempt_at": "2026-11-18T11:06:41.000Z",
                 "last_error": None,
                 "failures": 0,
                 "next_attempt_at": None,
                 "directory": "https://ca.example/directory",
                 "serial": "0a1b",
                 "fingerprint": "ab" * 32,
+                "served": False,
             }
         ]
 
@@ -174,10 +175,13 @@ class TestCertificates:
         unknown = ("issuer", "not_before", "not_after", "renew_after", "directory", "serial", "fingerprint")
         assert {row[name] for name in unknown} == {None}
         assert (row["domains"], row["failures"], row["trusted"]) == ([], 2, False)
-        assert (row["last_attempt_at"], row["next_attempt_at"]) == ("1970-01-01T00:00:01Z", "1970-01-01T00:15:01Z")
+        assert (row["last_attempt_at"], row["next_attempt_at"]) == (
+            "1970-01-01T00:00:01.000Z",
+            "1970-01-01T00:15:01.000Z",
+        )
         said = flm("security", "certificates", "list", "--format", "text").out
         assert "\x1b" not in said
-        assert said.splitlines()[0].split("  ")[0] == "MODE"
+        assert said.splitlines()[0].split("  ")[0] == "SERVED"
         assert said.splitlines()[1].endswith("no: \\x1b[31m")
 
     def test_the_local_one_is_read_from_its_file_beside_it(self, flm: Flm, home: Path) -> None:
