@@ -18,13 +18,11 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 
 from flm.config import Mode, Settings, domains
-from flm.disk.private import write_atomically
 from flm.errors import CommandCode, CommandError
 from flm.runtime import allowance, issuance
 from flm.runtime.allowance import Allowance, CountedLooks
@@ -32,13 +30,13 @@ from flm.runtime.front import Step
 from flm.runtime.handle import CertificateLine
 from flm.runtime.issuance import Looks, Refused
 from flm.runtime.loglines import timestamp
+from flm.runtime.stored import StoredPair
 from flm.store import certificates as rows
 from flm.store.certificates import CertificateRow
 from flm.store.database import open_security
 from flm.store.folder import Folder
 from flm.tls import schedule
-from flm.tls.allowance import FAILED_VALIDATIONS, Instant
-from flm.tls.files import folder_of, read_pair
+from flm.tls.allowance import DAMAGED_FILES, FAILED_VALIDATIONS, Instant
 from flm.tls.pair import Pair, check, covers, moment
 from flm.tls.plain import Site
 from flm.tls.way import Stop, way
@@ -52,6 +50,7 @@ SHORTEST_WINDOW_SECONDS: Final = 60.0
 _ROW: Final = "acme"
 _SAME_CLOCK_SECONDS: Final = 60.0  # what clocks are set by in passing
 _DUE: Final = "it is due"
+_SPOILT: Final = "the one on disk was not the one that is served"
 _HOPELESS: Final = frozenset({"rejected", "local"})  # the same question gets the same answer
 
 log = logging.getLogger("flm.supervisor")
@@ -101,14 +100,16 @@ class AcmeKeeper:
         self._chance = chance
         self._row = CertificateRow(id=_ROW)
         self._known = False  # whether the row on disk was read
-        self._unsaved = False
         self._unrecorded = False
-        self._unread: str | None = None  # why what is on disk cannot be used
+        self._file = StoredPair(folder)
+        self._spoilt = False  # whether it is for a file that was damaged, or another's, that there is to be a new one
+        self._told: str | None = None  # that such a file was mended
         self._held = False  # whether this folder has, or had, a certificate: a record alone may come from a backup
         self._brief = 0  # certificates in a row that were due again as soon as they were there
         self._apart_until = 0.0
         self._validations = Allowance(folder, "validation", FAILED_VALIDATIONS, instant)
-        self._held_until = 0.0  # when there may be another validation
+        self._damages = Allowance(folder, "damaged file", DAMAGED_FILES, instant)
+        self._held_until = 0.0  # when there may be another attempt, as far as these two are concerned
         self.pair: Pair | None = None
         self.last_error: str | None = None
 
@@ -119,9 +120,10 @@ class AcmeKeeper:
         await self._recall()
         stored = await self._stored(settings)
         self._held = stored is not None
-        self.last_error = self._unread or self.last_error
+        self.last_error = self._file.unread or self.last_error
         if stored is not None and self._serves(stored, settings):
             step("certificate", f"the one of before is valid until {moment(stored.not_after)}")
+            self._spoilt = False
             await self._adopt(stored, settings)
             return stored
         refused = await self._try(settings, step)
@@ -130,6 +132,7 @@ class AcmeKeeper:
         if stored is not None and stored.not_after > self._clock() and self._covers_any(stored, settings):
             log.warning("the certificate of before is served: %s", self.last_error)
             step("certificate", f"no new one; the one of before is valid until {moment(stored.not_after)}")
+            self._spoilt = False
             await self._adopt(stored, settings)
             return stored
         raise CommandError(CommandCode.PROXY_ACME_ERROR, self.last_error or "no certificate, and no reason for it")
@@ -206,7 +209,7 @@ class AcmeKeeper:
         that the CA asked for stays."""
         row, pair = self._row, self.pair
         fits = pair is not None and pair.not_before <= now <= pair.not_after
-        if self._unsaved or not fits or (row.last_error is None and row.failures == 0):
+        if self._file.unsaved or not fits or (row.last_error is None and row.failures == 0):
             return
         self.last_error = None
         wait = row.next_attempt_at if row.wait_asked else None
@@ -220,11 +223,11 @@ class AcmeKeeper:
 
     async def _reason(self, settings: Settings, now: float) -> str | None:
         if self.pair is None:
+            await self._stored(settings)
             return "there is none"
-        if self._unsaved:
-            await self._save(self.pair, self._row.directory)
-        elif not await self._is_on_disk(settings, self.pair):
-            return "the one on disk is not the one that is served"
+        await self._compare(self.pair)
+        if self._spoilt:
+            return _SPOILT
         missing = [name for name in domains(settings) if not covers(self.pair, name)]
         if missing:
             return f"it is not for {', '.join(missing)}"
@@ -284,6 +287,8 @@ class AcmeKeeper:
         proven = self._held and bool(self._row.fingerprint) and not self._row.next_on_staging
         proven = proven and self._row.directory == self._directory(settings)
         self._held_until = 0.0
+        if (held := await self._spared(settings)) is not None:
+            return held
         for at in (stops := list(way(settings, proven=proven))):
             if (held := await self._held_back(at, settings)) is not None:
                 return held
@@ -327,15 +332,12 @@ class AcmeKeeper:
             eab_kid=settings.acme_eab_kid,
             eab_key_file=self._path(settings.acme_eab_file),
             accept_terms=settings.acme_accept_terms,
-            folder=str(self._place(directory)),
+            folder=str(self._file.place(directory)),
             replaces=self.pair.chain_pem.decode("ascii") if self.pair is not None else "",
         )
 
     def _path(self, text: str) -> str:
         return os.path.join(self._folder.root, os.path.expanduser(text)) if text else ""
-
-    def _place(self, directory: str) -> Path:
-        return self._folder.certs / "acme" / folder_of(directory)
 
     def _publish(self, token: str, answer: str) -> None:
         self._site.tokens[token] = answer
@@ -344,9 +346,10 @@ class AcmeKeeper:
         self._site.tokens.pop(token, None)
 
     async def _take(self, pair: Pair, directory: str, settings: Settings, began: float) -> None:
-        self.pair, self.last_error, self._held = pair, None, True
-        await self._save(pair, directory)
-        unsaved = self.last_error
+        self.pair, self.last_error, self._held, self._told = pair, None, True, None
+        if self._spoilt:
+            await self._count_damage(directory)
+        await self._file.write(pair, directory)
         await self._record(
             **_described(pair, directory, settings),
             last_attempt_at=began,
@@ -357,7 +360,7 @@ class AcmeKeeper:
             next_on_staging=False,
             refused="",
         )
-        self.last_error = unsaved
+        self.last_error = self._file.unsaved
         try:
             check(pair, self._clock())
         except CommandError as error:  # the CA has just issued it: it is this machine's clock that is wrong
@@ -397,39 +400,60 @@ class AcmeKeeper:
     # --- what is on disk ---------------------------------------------------------------------------------------
 
     async def _stored(self, settings: Settings) -> Pair | None:
-        """The pair on disk; one that cannot be read is no pair, and the log says why, once."""
-        path = self._place(self._directory(settings)) / "current.pem"
-        try:
-            stored = await asyncio.to_thread(read_pair, path)
-        except CommandError as error:
-            if error.message != self._unread:
-                log.error("the stored certificate is not used: %s", error.message)
-            self._unread = error.message
-            return None
-        self._unread = None
+        """The pair on disk. If there is none to be had from what lies there, `_spoilt` says so."""
+        directory = self._directory(settings)
+        stored, row = await self._file.read(directory), self._row
+        others = stored is not None and row.fingerprint not in (None, stored.fingerprint) and row.directory == directory
+        self._spoilt = self._file.unread is not None or others
         return stored
 
-    async def _is_on_disk(self, settings: Settings, pair: Pair) -> bool:
-        """A file that is missing is written again; one that is another, or damaged, is for a new certificate to
-        replace, since nobody knows who else has a hand in it."""
-        path = self._place(self._row.directory) / "current.pem"
-        if not await asyncio.to_thread(os.path.lexists, path):
-            log.warning("%s was gone, and is written again", path)
-            await self._save(pair, self._row.directory)
-            return True
-        stored = await self._stored(settings)
-        return stored is not None and stored.fingerprint == pair.fingerprint
+    async def _compare(self, pair: Pair) -> None:
+        """What is served is on disk afterwards. A file that was damaged or another's is a reason for a new certificate
+        as well, since nobody knows who else has a hand in it: but not again and again, since CAs count those."""
+        unsaved = self._file.unsaved
+        state = await self._file.mend(pair, self._row.directory)
+        if unsaved != self._file.unsaved:
+            self.last_error = self._file.unsaved or self._row.last_error
+        if unsaved is not None:  # what lay there is not what was to be there
+            return
+        if state == "spoilt" and not self._spoilt:
+            await self._judge_damage()
+        elif state == "whole" and self._told is not None:
+            self._told, self.last_error = None, self._row.last_error
 
-    async def _save(self, pair: Pair, directory: str) -> None:
-        path = self._place(directory) / "current.pem"
+    async def _judge_damage(self) -> None:
+        """Whether what was found to be spoilt, and is mended, is a reason for a new certificate."""
+        wait, _ = await self._damages.wait(self._row.directory, [""])
+        self._spoilt = wait <= 0
+        if wait > 0:
+            self.last_error = self._told = (
+                f"{self._file.path(self._row.directory)} is damaged again and again, or replaced by another one; the "
+                f"certificate that is served was written there again, and there is no new one for it before "
+                f"{moment(self._clock() + wait)}, since CAs count them; find out what writes to that file"
+            )
+
+    async def _spared(self, settings: Settings) -> Refused | None:
+        """Why there is no new certificate in the place of a file that is spoilt, if there must be none now."""
+        directory = self._directory(settings)
+        wait, _ = await self._damages.wait(directory, [""] if self._spoilt else [])
+        if wait <= 0:
+            return None
+        self._held_until = self._clock() + wait
+        path = self._file.path(directory)
+        self.last_error = (
+            f"{self._file.unread or f'{path} holds a certificate that FLM did not put there'}; within a week "
+            f"{DAMAGED_FILES.most} new ones were got for that reason, and CAs count those for the same names: so there "
+            f"is no other before {moment(self._held_until)}, or before the file is away: find out what writes to it, "
+            f"then `rm {path}` and start again"
+        )
+        return Refused("rate_limited", self.last_error, wait)
+
+    async def _count_damage(self, directory: str) -> None:
+        self._spoilt = False
         try:
-            await asyncio.to_thread(write_atomically, path, pair.pem)
-            if self._unsaved:
-                self._unsaved, self.last_error = False, self._row.last_error
-        except (CommandError, OSError) as error:
-            self._unsaved = True
-            self.last_error = f"the new certificate is served, but cannot be stored: {error}"
-            log.error("%s", self.last_error)
+            await self._damages.note(directory)
+        except CommandError as error:
+            log.warning("that a damaged file cost a certificate cannot be written now: %s", error.message)
 
     async def _recall(self) -> None:
         if self._known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from flm.errors import CommandError
 from flm.services.security import SecurityService
 from flm.store.database import open_security
 from flm.store.folder import Folder
-from flm.tls.allowance import FAILED_VALIDATIONS
+from flm.tls.allowance import DAMAGED_FILES, FAILED_VALIDATIONS
+from flm.tls.files import read_pair
 from tests.acme.harness import NAME
 from tests.acme.test_killed import AFTER, at, gone, killer
 from tests.acme.test_proxy import proxy_of, started
@@ -87,5 +89,33 @@ def test_validations_that_go_well_are_none_of_them(calm_front: Front, calm_ca: C
                 assert await proxy.served()
             (proxy.folder.certs / "acme").rename(tmp_path / f"away {calm_front.count('challenge')}")
         assert calm_front.count("challenge", 200) == MOST + 1
+
+    run(main)
+
+
+def test_a_file_that_is_damaged_again_and_again_costs_two_certificates_and_no_more(calm_ca: Ca, tmp_path: Path) -> None:
+    async def main() -> None:
+        issued = calm_ca.issued()
+        async with started(proxy_of(calm_ca, tmp_path)) as proxy:
+            served = await proxy.served()
+            for number in range(DAMAGED_FILES.most + 2):
+                whole, before = proxy.stored().read_bytes(), served
+                proxy.stored().write_bytes(whole[: len(whole) // 2])
+                await proxy.service.reload()
+                renewed = number < DAMAGED_FILES.most
+                async with asyncio.timeout(30):
+                    while renewed and served == before:
+                        served = await proxy.served()  # which verifies it: what was cut is never served
+                        await asyncio.sleep(0.05)
+                    while not renewed and proxy.stored().read_bytes() != whole:
+                        await asyncio.sleep(0.05)
+                stored = read_pair(proxy.stored())
+                assert stored is not None
+                assert stored.fingerprint == served == await proxy.served()
+                assert (served == before) is not renewed
+            async with asyncio.timeout(10):
+                while "find out what writes to that file" not in ((await proxy.handle()).last_error or ""):
+                    await asyncio.sleep(0.05)
+        assert calm_ca.issued() == issued + 1 + DAMAGED_FILES.most
 
     run(main)

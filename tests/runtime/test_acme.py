@@ -23,7 +23,7 @@ from flm.store import certificates as rows
 from flm.store.database import open_security
 from flm.store.folder import Folder, locate
 from flm.tls import schedule
-from flm.tls.allowance import FAILED_VALIDATIONS, Instant
+from flm.tls.allowance import DAMAGED_FILES, FAILED_VALIDATIONS, Instant
 from flm.tls.files import folder_of, read_pair
 from flm.tls.pair import Pair, moment, read
 from flm.tls.plain import Site
@@ -649,7 +649,7 @@ def test_a_full_disk_does_not_cost_the_certificate(tmp_path: Path, monkeypatch: 
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patched:
-            patched.setattr("flm.runtime.acme.write_atomically", full)
+            patched.setattr("flm.runtime.stored.write_atomically", full)
             assert await bench.obtain() == wanted
             assert "No space left" in (bench.keeper.last_error or "")
             await bench.look()
@@ -816,5 +816,101 @@ class TestFailedValidations:
                 assert await bench.obtain(acme__domain=both) == stored
             assert len(bench.asked) == 5
             assert "not before" in (bench.keeper.last_error or "")
+
+        run(main)
+
+
+class TestDamagedFiles:
+    """A new certificate in the place of one whose file was damaged: at once, and not again and again."""
+
+    def damage(self, bench: Bench, contents: bytes = b"damaged") -> None:
+        write_atomically(bench.stored(), contents)
+
+    def test_a_running_one_gets_two_a_week_and_writes_what_is_served_again_otherwise(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path, pair(), pair())
+            await bench.obtain()
+            for number in range(1, DAMAGED_FILES.most + 1):
+                self.damage(bench)
+                bench.outcomes = [wanted := pair()]
+                await bench.look()
+                assert (bench.keeper.pair, bench.keeper.last_error) == (wanted, None), number
+            for contents in (b"damaged", b"", pair().pem, pair().chain_pem):
+                self.damage(bench, contents)
+                await bench.look()
+                assert bench.keeper.pair == read_pair(bench.stored()) == wanted
+                assert "find out what writes to that file" in (bench.keeper.last_error or "")
+                bench.now += 600
+            await bench.look()
+            assert bench.keeper.last_error is None
+            assert len(bench.asked) == 2 + DAMAGED_FILES.most
+            bench.now += DAMAGED_FILES.seconds
+            self.damage(bench)
+            bench.outcomes = [wanted := pair(ends=bench.now + 90 * DAY)]
+            await bench.look()
+            assert bench.keeper.pair == wanted
+
+        run(main)
+
+    def test_what_is_served_is_on_disk_while_the_ca_says_no(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path, pair(), first := pair())
+            await bench.obtain()
+            self.damage(bench)
+            bench.outcomes = [no()]
+            await bench.look()
+            assert read_pair(bench.stored()) == first
+            bench.now += 60
+            bench.outcomes = [second := pair()]
+            await bench.look()  # and the damage is not forgotten
+            assert bench.keeper.pair == read_pair(bench.stored()) == second
+
+        run(main)
+
+    @pytest.mark.parametrize("contents", [b"damaged", None], ids=["damaged", "another's"])
+    def test_a_start_in_a_loop_gets_two_a_week_until_the_file_is_away(
+        self, tmp_path: Path, contents: bytes | None
+    ) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path, pair(), pair())
+            await bench.obtain()
+            rehearsed = [pair()] if contents else []
+            for _ in range(DAMAGED_FILES.most):
+                self.damage(bench, contents or pair("other.example").pem)
+                bench.keeper, bench.outcomes = bench.another(), [*rehearsed, wanted := pair()]
+                assert await bench.obtain() == wanted
+            assert bench.outcomes == []
+            asked = len(bench.asked)
+            for _ in range(3):
+                self.damage(bench, contents or pair("other.example").pem)
+                bench.keeper = bench.another()
+                with pytest.raises(CommandError, match=rf"no other before .*`rm {bench.stored()}` and start again"):
+                    await bench.obtain()
+            line = bench.keeper.line()
+            assert line is not None
+            assert line.next_attempt_at == timestamp(bench.now + DAMAGED_FILES.seconds)
+            await bench.look()  # as behind a fallback: it still lies there
+            assert len(bench.asked) == asked
+            bench.stored().unlink()
+            bench.outcomes = [*rehearsed, wanted := pair()]
+            await bench.look()
+            assert bench.keeper.pair == wanted
+
+        run(main)
+
+    def test_the_one_of_another_directory_or_of_names_of_before_is_no_damage(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path, pair(), pair())
+            await bench.obtain()
+            own = {"acme__directory": "https://ca.example/dir"}
+            for number in range(2 * DAMAGED_FILES.most):
+                rehearsed = [pair()] if number % 2 else []
+                bench.keeper, bench.outcomes = bench.another(), [*rehearsed, wanted := pair()]
+                assert await bench.obtain(**({} if number % 2 else own)) == wanted
+            two = make(NAME, (NAME, "two.example.com"), by=make("CA", ca=True), begins=NOW, ends=NOW + DAY)
+            bench.keeper, bench.outcomes = bench.another(), [wanted := read(two.key_pem + two.chain)]
+            assert await bench.obtain(acme__domain=f"{NAME}, two.example.com") == wanted
+            async with await open_security(bench.folder) as database:
+                assert await database.rows("SELECT * FROM allowances") == []
 
         run(main)
