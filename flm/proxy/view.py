@@ -124,7 +124,10 @@ class View:
         limit = self.settings.engine_max_in_flight
         drain = dialect.drain_seconds(engine.version)
         key = (engine.id, engine.url, engine.credential, engine.ca, timeouts, limit, dialect.idle_seconds, drain)
-        pool = pools.get(key) or self.pools.get(key) or opener(engine, dialect, timeouts, limit)
+        try:
+            pool = pools.get(key) or self.pools.get(key) or opener(engine, dialect, timeouts, limit)
+        except ValueError:  # of a row that another program spoiled: the others go on
+            return
         self.pools[key] = pool
         self._targets[engine.id] = Target(engine, dialect, pool)
 
@@ -138,7 +141,8 @@ class View:
         )
 
     def target(self, route: Route[Engine]) -> Target:
-        """Raises RequestError NOT_IMPLEMENTED for an engine of a kind this FLM does not know."""
+        """Raises RequestError NOT_IMPLEMENTED for an engine of a kind this FLM does not know, ENGINE_UNAVAILABLE for
+        one whose address or credential cannot be used."""
         return self._target(route.engine)
 
     def engine(self, engine_id: str) -> Target:
@@ -147,6 +151,9 @@ class View:
 
     def _target(self, engine: Engine) -> Target:
         target = self._targets.get(engine.id)
+        if target is None and engine.kind in registry.DIALECTS:
+            message = f"what is stored of engine {engine.id!r} cannot be used: remove it, and add it again"
+            raise RequestError(ErrorKind.ENGINE_UNAVAILABLE, message)
         if target is None:
             message = f"engine {engine.id!r} is of kind {engine.kind!r}, which this FLM cannot speak to"
             raise RequestError(ErrorKind.NOT_IMPLEMENTED, message)

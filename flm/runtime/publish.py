@@ -26,12 +26,13 @@ from flm.policy import scopes
 from flm.policy.document import Policy
 from flm.policy.restrictions import Restriction
 from flm.runtime.memory import Memory
+from flm.runtime.opened import Opened
 from flm.snapshot import Engine, Snapshot, encode
 from flm.store import engines as engine_rows
 from flm.store import keys as key_rows
 from flm.store import policy as policy_rows
 from flm.store import settings as setting_rows
-from flm.store.database import Database, open_config, open_security
+from flm.store.database import Database
 from flm.store.folder import Folder
 from flm.store.pepper import load_pepper
 
@@ -54,8 +55,7 @@ class Publisher:
         self._folder = folder
         self._flags = flags
         self._instance = instance
-        self._config: Database | None = None
-        self._security: Database | None = None
+        self._opened = Opened(folder)
         self._entries: dict[str, _Entry] = {}
         self._chat_keys: dict[str, float] = {}
         self._turn = asyncio.Lock()
@@ -73,16 +73,12 @@ class Publisher:
 
     async def open(self) -> None:
         """Open, create or migrate the databases, and make sure of the pepper. Raises CommandError."""
-        self._config = await open_config(self._folder)
-        self._security = await open_security(self._folder)
-        keys = await key_rows.all_keys(self._security)
+        await self._opened.open()
+        keys = await key_rows.all_keys(self.databases()[1])
         await asyncio.to_thread(load_pepper, self._folder, create=not keys)
 
     async def close(self) -> None:
-        for database in (self._config, self._security):
-            if database is not None:
-                await database.close()
-        self._config = self._security = None
+        await self._opened.close()
 
     async def key_count(self) -> int:
         return len(await key_rows.all_keys(self.databases()[1]))
@@ -130,6 +126,7 @@ class Publisher:
                 self._tell_of_revocation()
 
     async def _refresh(self, memory: Memory) -> int:
+        await self._look()
         config, security = self.databases()
         security_seen = await security.generation()
         keys = await key_rows.all_keys(security)
@@ -176,7 +173,8 @@ class Publisher:
         self._revoked = False
 
     async def changed(self) -> bool:
-        """Whether somebody changed a database since the last refresh. Raises DB_ERROR."""
+        """Whether somebody changed a database since the last refresh, or put another in its place. Raises DB_ERROR."""
+        await self._look()
         config, security = self.databases()
         return (await config.generation(), await security.generation()) != self._seen
 
@@ -227,11 +225,18 @@ class Publisher:
                 keyring.upsert(key_id, slot, salt, digest, expires, False, granted)
                 self._entries[key_id] = entry
 
+    async def _look(self) -> None:
+        """Raises CommandError if a database is gone; what is there again, or anew, has changed."""
+        try:
+            if await self._opened.look():
+                self._seen = (-1, -1)
+        except CommandError:
+            self._seen = (-1, -1)
+            raise
+
     def databases(self) -> tuple[Database, Database]:
         """config.db and security.db. Raises DB_ERROR if they could not be opened."""
-        if self._config is None or self._security is None:
-            raise CommandError(CommandCode.DB_ERROR, "the databases are not open; the log says why")
-        return self._config, self._security
+        return self._opened.both()
 
 
 def _published(memory: Memory, snapshot: Snapshot) -> tuple[int, list[str]]:

@@ -116,7 +116,7 @@ async def seen(reader: Reader, since: float, until: float = math.inf) -> list[Se
         f"SELECT {_SEEN} FROM engines_cache WHERE checked_at BETWEEN ? AND ? ORDER BY id",  # noqa: S608 - constants
         (since, until),
     )
-    return [_seen(row) for row in rows]
+    return [engine for engine in map(_seen, rows) if engine is not None]
 
 
 async def replace_seen(transaction: Transaction, engines: Sequence[SeenEngine]) -> None:
@@ -132,6 +132,11 @@ async def replace_seen(transaction: Transaction, engines: Sequence[SeenEngine]) 
 _models = msgspec.json.Decoder(tuple[Model, ...])
 
 
-def _seen(row: Row) -> SeenEngine:
+def _seen(row: Row) -> SeenEngine | None:
+    """None for a row that another program spoiled: it is a cache, and the engine is looked at again."""
     engine_id, kind, url, status, source, version, latency, error, models, checked_at = row
-    return SeenEngine(engine_id, kind, url, status, source, version, latency, error, _models.decode(models), checked_at)
+    try:
+        known = _models.decode(models)
+    except (msgspec.MsgspecError, TypeError):
+        return None
+    return SeenEngine(engine_id, kind, url, status, source, version, latency, error, known, checked_at)

@@ -314,6 +314,64 @@ def test_a_damaged_row_is_no_valid_key_and_hinders_nothing_else(tmp_path: Path, 
     run(main)
 
 
+@pytest.mark.parametrize("name", ["config.db", "security.db"])
+@pytest.mark.parametrize("way", ["moved", "emptied"])
+def test_a_database_that_is_gone_is_said_and_what_was_in_force_stays(tmp_path: Path, name: str, way: str) -> None:
+    """SQLite would go on reading the file that it has open, and commands would write to another one."""
+
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        key, _ = await bench.add_key(0)
+        await bench.publisher.refresh(bench.memory)
+        path = bench.folder.root / name
+        if way == "moved":
+            path.rename(tmp_path / name)
+        else:
+            whole = path.read_bytes()
+            path.write_bytes(b"")
+        for ask in (bench.publisher.changed(), bench.publisher.refresh(bench.memory)):
+            with pytest.raises(CommandError, match=f"{name} was moved away, deleted or emptied") as gone:
+                await ask
+            assert gone.value.code is CommandCode.DB_ERROR
+        assert bench.valid(key)
+        if way == "moved":
+            (tmp_path / name).rename(path)
+        else:
+            path.write_bytes(whole)
+        assert await bench.publisher.changed(), "so that the error of before is forgotten"
+        await bench.publisher.refresh(bench.memory)
+        assert not await bench.publisher.changed()
+        await bench.publisher.close()
+
+    run(main)
+
+
+def test_a_database_that_was_replaced_is_the_one_that_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await bench.open()
+        service = SecurityService(bench.folder)
+        key, key_id = await bench.add_key(0)
+        await bench.publisher.refresh(bench.memory)
+        copy = tmp_path / "copy.db"
+        with contextlib.closing(sqlite3.connect(bench.folder.security)) as database:
+            database.execute("VACUUM INTO ?", (str(copy),))
+        copy.chmod(0o600)
+        await bench.publisher.close()  # its write-ahead log with it, which would belong to no copy
+        await bench.publisher.open()
+        os.replace(copy, bench.folder.security)
+        assert await bench.publisher.changed()
+        assert "security.db was replaced by another program" in caplog.text
+        await service.revoke_key(key_id)
+        await bench.publisher.refresh(bench.memory)
+        assert not bench.valid(key)
+        assert not await bench.publisher.changed()
+        await bench.publisher.close()
+
+    run(main)
+
+
 def test_scopes_are_in_the_keyring_and_restrictions_in_the_snapshot(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path)

@@ -111,6 +111,18 @@ class TestDetecting:
             assert len(engine.requests()) > before
             assert current.checked_at == "2026-11-18T11:07:10.500Z"
 
+    def test_what_another_program_spoiled_is_looked_for_again(self, folder: Folder) -> None:
+        async def spoil() -> None:
+            async with await open_config(folder) as config, config.transaction() as transaction:
+                await transaction.change("UPDATE engines_cache SET models = '['")
+
+        with demo_engine("ollama") as engine:
+            asked = service(folder, engine)
+            (before,) = asyncio.run(asked.list())
+            asyncio.run(spoil())
+            (after,) = asyncio.run(asked.list())
+        assert (after.id, after.status) == (before.id, before.status)
+
     def test_what_is_current_in_part_is_looked_for_whole(self, folder: Folder) -> None:
         """A proxy that checked one engine alone leaves rows of different age: the older one must not be missing."""
 
