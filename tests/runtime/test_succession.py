@@ -15,7 +15,7 @@ import pytest
 from flm.errors import CommandError
 from flm.runtime import succession
 from flm.runtime.boot import Served, SupervisorBoot, SupervisorState, Tls, WarmState, WorkerState, pack, unpack
-from flm.runtime.preflight import check
+from flm.runtime.rehearsal import check
 from flm.services.proxy import Started
 from tests.runtime.harness import Running, get, prepare, run, running
 
