@@ -168,7 +168,7 @@ class Front:
         fallback = settings.proxy_fallback
         if settings.proxy_mode != "https-acme" or fallback == "none":
             raise error
-        self.last_error = f"{error.message}; {fallback} is served instead"
+        self.last_error = f"{error.message}; {fallback} is served instead{_AND[fallback]}"
         log.error("%s", self.last_error)
         step("fallback", f"no certificate: {fallback} is served instead")
         self.mode = fallback
@@ -324,9 +324,16 @@ def _until(pair: Pair) -> str:
     return moment(pair.not_after)
 
 
+# The port that a CA calls is the one that plain HTTP is served on then, and its clients cannot be moved to HTTPS.
+_GAVE_UP: Final = (
+    ". Nobody goes on trying meanwhile, since the authority would call the port that plain HTTP has now: when the "
+    "reason is mended, `flm proxy stop` and `flm proxy start` try again; a reload or restart does not. The fallback "
+    "dev-selfsigned goes on trying by itself"
+)
+_AND: Final = {"local-http": _GAVE_UP, "dev-selfsigned": ", and it goes on trying"}
 _FELL_BACK: Final = (
-    "there was no certificate at the start, and local-http is served instead; `flm security certificates list` says "
-    "why, and `flm proxy stop` and `start` try again"
+    "there was no certificate at the start (`flm security certificates list` says why), and local-http is served "
+    f"instead{_GAVE_UP}"
 )
 _SAME_PORT: Final = (
     "proxy.port and proxy.https_port are one port, and plain HTTP and HTTPS need two; change one of them"

@@ -334,9 +334,16 @@ def test_the_fallback_to_plain_http_is_for_loopback_unless_told_otherwise(
             assert handle.listen_addr == f"{address}:{proxy.plain_port}"
             assert (await get(proxy.plain_port)).startswith(b"HTTP/1.1 200")
             assert "not today" in (handle.last_error or "")
-            restarted = await proxy.service.restart()
-            assert (restarted.mode, restarted.listen_addr) == ("local-http", handle.listen_addr)
-            assert "local-http is served instead" in (restarted.last_error or "")
+            asked = len(front.seen)
+            for goes_on in (proxy.handle, proxy.service.reload, proxy.service.restart):
+                now = await goes_on()
+                assert (now.mode, now.listen_addr) == ("local-http", handle.listen_addr)
+                assert "local-http is served instead. Nobody goes on trying meanwhile" in (now.last_error or "")
+                assert "`flm proxy stop` and `flm proxy start` try again" in (now.last_error or "")
+            assert len(front.seen) == asked
+        async with started(proxy):
+            assert (await proxy.handle()).mode == "https-acme"
+            assert await proxy.served()
 
     run(main)
 
