@@ -12,6 +12,7 @@ Knows no service; imports no asyncio, database or JSON library before a handler 
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(arguments)
         sys.stdout.flush()
+        if argv is None:
+            gc.freeze()  # the program ends: looking through all it has imported takes a fifth of a short command's time
     except BrokenPipeError:
         _forget_stdout()
         return EXIT_BROKEN_PIPE

@@ -327,6 +327,7 @@ def begin(arguments: Sequence[str], create_app: CreateApp, warm_up: Callable[[],
         _say_failed(control, error)
         _exit(1)
     control.send(msgspec.json.encode(Word("warm")) + b"\n")
+    _calm_collector()  # now, while whoever asked is busy: it would keep a successor from being ready
     boot = take_over(control, int(arguments[2]))
     if boot is None:
         _exit(0)  # not needed
