@@ -22,7 +22,7 @@ from flm.errors import CommandCode, CommandError
 from flm.policy.document import parse_policy, rendered
 from flm.policy.scopes import DEFAULT_SCOPES
 from flm.services import lifetimes
-from flm.services.grants import checked_engines, checked_label, checked_models, checked_scopes
+from flm.services.grants import checked_engines, checked_label, checked_models, checked_scopes, open_nothing
 from flm.services.notice import put_in_force
 from flm.services.rates import Bucket, buckets_of
 from flm.services.times import rfc3339
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from flm.services.certificates import Certificate
 
 DEFAULT_LABEL: Final = "default"
+LOOK_SECONDS: Final = 8.0  # for engines, of which a look takes 5, and their models
 
 log = logging.getLogger("flm.keys")
 
@@ -61,9 +62,11 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class CreatedKey(Key, frozen=True, kw_only=True):
-    """A new key: `key` is what a client sends, and is never to be had again."""
+    """A new key: `key` is what a client sends, and is never to be had again. `warnings`: which of its restrictions fit
+    nothing that is there now."""
 
     key: str
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:  # the default would print the secret
         return f"CreatedKey(id={self.id!r}, label={self.label!r})"
@@ -109,7 +112,8 @@ class SecurityService:
 
         `scopes`: names from `flm.policy.scopes`, none: `inference` and, without `models`, `passthrough`. `models`,
         `engines`: what it is restricted to. Raises USAGE for a label that is not 1 to 64 printable characters or holds
-        a key, for an expiry that is not understood or past, and for scopes, patterns and ids that cannot be.
+        a key, for an expiry that is not understood or past, and for scopes, patterns and ids that cannot be. Engines
+        and models that are not there now are allowed, and told of.
         """
         chosen = checked_models(models)
         grant = Grant(
@@ -119,9 +123,29 @@ class SecurityService:
             checked_engines(engines),
             None if expires is None else lifetimes.moment(expires, "the expiry", self._now()),
         )
+        # First: the key is shown once, and looking for engines takes seconds in which somebody may interrupt.
+        warnings = await self._missing(grant)
         created = await self._create(grant, only_first=False)
         assert created is not None
-        return created
+        return msgspec.structs.replace(created, warnings=warnings)
+
+    async def _missing(self, grant: Grant) -> tuple[str, ...]:
+        """What to say of restrictions that open nothing now; logged, too."""
+        if not (grant.models or grant.engines):
+            return ()
+        from flm.services.engines import EngineService  # only here: it takes its time to load
+
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                known = await EngineService(self._folder).serving()
+        except (CommandError, TimeoutError) as error:
+            why = error.message if isinstance(error, CommandError) else f"an engine took over {LOOK_SECONDS:g} s"
+            warnings: tuple[str, ...] = (f"what engines and models there are could not be seen: {why}",)
+        else:
+            warnings = open_nothing(grant.models, grant.engines, known)
+        for warning in warnings:
+            log.warning("%s", warning)
+        return warnings
 
     async def ensure_default_key(self) -> CreatedKey | None:
         """The key `default` if no key was ever made in this folder, else None. For the very first start of a proxy."""

@@ -11,11 +11,15 @@ import pytest
 
 from flm._native import generate_key
 from flm.errors import CommandCode, CommandError
-from flm.services.grants import LONGEST_PATTERN, MOST_PATTERNS
+from flm.services import security
+from flm.services.engines import EngineService
+from flm.services.grants import LONGEST_PATTERN, MOST_PATTERNS, open_nothing
 from flm.services.security import CreatedKey, Key, RotatedKey, SecurityService
+from flm.snapshot import Engine, Model
 from flm.store.database import open_security
 from flm.store.folder import Folder
 from flm.store.keys import StoredKey, all_keys
+from tests.support.demo import demo_engine
 
 NOW = 1_800_000_000.5  # 2027-01-15T08:00:00Z
 DAY = 86_400
@@ -211,3 +215,65 @@ class TestRotating:
         create(service, "a")
         new = rotate(service, "a")
         assert new.key not in repr(new)
+
+
+KNOWN = (
+    Engine("gpu1", "openai", "http://x", "RunningHealthy", models=(Model("llama3:8b"), Model("small"))),
+    Engine("gpu2", "openai", "http://y", "ErrorNetwork"),
+)
+
+
+@pytest.mark.parametrize(
+    ("models", "engines", "told"),
+    [
+        ([], [], []),
+        (["llama3*", "flm://gpu1/*", "small"], ["gpu1", "gpu2"], []),
+        ([], ["gpu3"], ["no engine 'gpu3' now (there are gpu1, gpu2)"]),
+        (["llama9*"], [], ["like 'llama9*' (there are flm://gpu1/llama3:8b, flm://gpu1/small)"]),
+        (["nope", "small"], ["gpu1", "gpu9"], ["no engine 'gpu9'", "like 'nope'"]),
+        (["small"], ["gpu2"], ["both like --model and of --engine"]),
+    ],
+)
+def test_restrictions_that_open_nothing_are_told_with_what_there_is(
+    models: list[str], engines: list[str], told: list[str]
+) -> None:
+    said = open_nothing(models, engines, KNOWN)
+    assert len(said) == len(told)
+    for expected, warning in zip(told, said, strict=True):
+        assert expected in warning
+
+
+def test_what_there_is_may_be_nothing_or_much() -> None:
+    assert "(there are no engines)" in open_nothing([], ["a"], ())[0]
+    assert "(there are no models)" in open_nothing(["a"], [], ())[0]
+    many = Engine("e", "openai", "http://x", "RunningHealthy", models=tuple(Model(f"m{n:02}") for n in range(40)))
+    (warning,) = open_nothing(["nope"], [], [many])
+    assert "flm://e/m11 and 28 more" in warning
+    assert "m12" not in warning
+
+
+def test_a_key_for_what_is_not_there_is_made_and_told_of(
+    folder: Folder, service: SecurityService, caplog: pytest.LogCaptureFixture
+) -> None:
+    with demo_engine("openai") as engine:
+        asyncio.run(EngineService(folder).add("here", "openai", engine.url))
+        good = create(service, models=["flm://here/*"], engines=["here"])
+        assert good.warnings == ()
+        typo = create(service, engines=["hree"])
+    (warning,) = typo.warnings
+    assert "there is no engine 'hree' now (there are here)" in warning
+    assert warning in caplog.text
+    assert typo.key not in caplog.text
+    assert listed(service)[typo.id].engines == ("hree",)
+    assert create(service).warnings == ()
+
+
+def test_a_key_is_made_though_nobody_can_look(service: SecurityService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLM_PROXY_PORT", "x")  # no settings, no look
+    created = create(service, engines=["gpu1"])
+    (warning,) = created.warnings
+    assert "could not be seen: environment variable FLM_PROXY_PORT" in warning
+    monkeypatch.delenv("FLM_PROXY_PORT")
+    monkeypatch.setattr(security, "LOOK_SECONDS", 0)
+    (slow,) = create(service, engines=["gpu1"]).warnings
+    assert "could not be seen: an engine took over 0 s" in slow
