@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 from flm.errors import CommandError
 from flm.store import settings
 from flm.store.database import open_config
-from tests.runtime.harness import Load, Running, alive, get, only_ok, run, running, until
+from tests.runtime.harness import ROOT, Load, Running, alive, get, only_ok, run, running, until
 from tests.runtime.lingering_worker import LEAVE_TO_GO_ON
 
+IMPORTS_IN_A_RESTART = 12  # it takes about four times as long as one
 WARM_SECONDS = 0.3  # for load to be under way on every client
 
 
@@ -47,17 +49,27 @@ def test_nothing_is_dropped_under_load(tmp_path: Path, op: str, workers: int) ->
     run(main)
 
 
+async def imported() -> float:
+    """Seconds that this machine, as busy as it is now, takes for one process with a supervisor's imports."""
+    began = time.monotonic()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import flm.runtime.startup", cwd=ROOT)
+    assert await process.wait() == 0
+    return time.monotonic() - began
+
+
 def test_restart_is_quick(tmp_path: Path) -> None:
-    """A median below 3 s. The aim, 0.5 s on an idle machine, is measured with the load tests."""
+    """A median below 3 s; more only on a machine so busy that one process of the several takes long by itself. The aim,
+    0.5 s on an idle machine, is measured with the load tests."""
 
     async def main() -> None:
         async with running(tmp_path) as proxy:
-            times = []
+            times, imports = [], []
             for _ in range(5):
                 began = time.monotonic()
                 await proxy.service.restart()
                 times.append(time.monotonic() - began)
-            assert sorted(times)[2] < 3, times
+                imports.append(await imported())
+            assert sorted(times)[2] < max(3, IMPORTS_IN_A_RESTART * sorted(imports)[2]), (times, imports)
 
     run(main)
 
