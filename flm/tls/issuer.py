@@ -131,7 +131,7 @@ class _Issuance:
             self._step("account", f"using the account {self._account.url}")
         else:
             terms = self._directory.meta.terms_of_service
-            agreed = f", agreeing to its terms of service, {terms}" if terms else ""
+            agreed = f", agreeing to its terms of service, {terms}" if terms and self._ask.accept_terms else ""
             lost = f", since {account.FILE} was damaged and is {account.UNREADABLE} now"
             why = lost if self._account.is_damaged else ""
             self._step("account", f"making an account with the CA{why}{agreed}")
