@@ -22,11 +22,11 @@ _USAGE: Final = "flm security backup … [--passphrase-file F | --key-file F]\n"
 
 def add_verbs(security: Noun) -> None:
     """Add `backup create` and `backup restore` to the noun `security`."""
-    backup = security.group("backup", "an encrypted copy of keys, settings and engines")
+    backup = security.group("backup", "an encrypted copy of keys, settings, engines and certificates")
     create = backup.verb("create", _create, "write one, also while the proxy runs")
     create.add_argument("--output", required=True, metavar="FILE", help="a file that is not there yet")
     create.add_argument("--audit", action="store_true", help="with the audit log, which is left out otherwise")
-    restore = backup.verb("restore", _restore, "replace keys, settings and engines by those of a backup")
+    restore = backup.verb("restore", _restore, "replace keys, settings, engines and certificates by those of a backup")
     restore.add_argument("file", metavar="FILE", help="a backup, or the folder of former files of a restore")
     for verb in (create, restore):
         secret = verb.add_mutually_exclusive_group()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from flm.errors import CommandError
+from flm.errors import CommandCode, CommandError
 
 _POLL_SECONDS: Final = 0.01
 
@@ -29,15 +29,19 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def holding(folder: Path, seconds: float, busy: CommandError, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock on `folder` itself, as `try_lock`. Raises `busy` after so many seconds; OSError if the folder
-    cannot be opened."""
+def holding(folder: Path, seconds: float, code: CommandCode, doing: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock on `folder` itself, as `try_lock`. Raises `code` after so many seconds, and says what others are
+    `doing` ("at work in"); OSError if the folder cannot be opened."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + seconds
         while not try_lock(descriptor, shared=shared):
             if time.monotonic() > deadline:
-                raise busy
+                raise CommandError(
+                    code,
+                    f"another flm has been {doing} {folder} for {seconds:g} s; "
+                    "see whether it hangs (ps), end it, and try again",
+                )
             time.sleep(_POLL_SECONDS)
         yield
     finally:

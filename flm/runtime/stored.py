@@ -18,7 +18,7 @@ from typing import Literal
 from flm.disk.private import write_atomically
 from flm.errors import CommandError
 from flm.store.folder import Folder
-from flm.tls.files import folder_of, read_pair
+from flm.tls.files import CERTIFICATE_FILE, folder_of, read_pair
 from flm.tls.pair import Pair
 
 State = Literal["whole", "gone", "spoilt"]
@@ -40,7 +40,7 @@ class StoredPair:
         return self._folder.certs / "acme" / folder_of(directory)
 
     def path(self, directory: str) -> Path:
-        return self.place(directory) / "current.pem"
+        return self.place(directory) / CERTIFICATE_FILE
 
     async def read(self, directory: str) -> Pair | None:
         """The pair on disk; one that cannot be read is no pair, and the log says why, once."""

@@ -1,9 +1,9 @@
-"""`BackupService`: an encrypted copy of keys, settings and engines in one file, and the way back.
+"""`BackupService`: an encrypted copy of keys, settings, engines and certificates in one file, and the way back.
 
-Strategy: `create` copies the databases as they are at one moment into a private folder, and seals that copy and the
-pepper into the file. `restore` unseals into a private folder, verifies all of it with the code that opens databases,
-and only then replaces what is there, as one step that can be undone. It is refused while a proxy runs: a running proxy
-has the old keys in its workers and the old databases open.
+Strategy: `create` copies the databases as they are at one moment into a private folder, and seals that copy, the
+pepper and the certificates into the file. `restore` unseals into a private folder, verifies all of it with the code
+that opens databases and reads certificates, and only then replaces what is there, as one step that can be undone. It is
+refused while a proxy runs: a running proxy has the old keys in its workers and the old databases open.
 
 The content of a backup is a JSON line (`Contents`) and then the files in its order. Knows no terminal.
 """
@@ -17,7 +17,7 @@ import shlex
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -28,12 +28,13 @@ from flm import __version__
 from flm.disk.private import create_file, secure_folder, sync_folder
 from flm.errors import CommandCode, CommandError
 from flm.runtime import instance, memory
+from flm.services import backup_certs
 from flm.services.times import rfc3339
 from flm.store.copies import copy_to, usable, verify
 from flm.store.folder import Folder
 from flm.store.sealed import CHUNK_BYTES, Head, Kind, check_size, invalid, read_head, seal, unseal
 from flm.store.sealed import Secret as Secret
-from flm.store.swap import AUDIT_LOG, members, replace, settle
+from flm.store.swap import AUDIT_LOG, certs_in, members, replace, settle
 from flm.store.workspace import COPIES, UNSEALED, workspace
 
 KEPT: Final = "before-restore-"
@@ -57,22 +58,25 @@ class Contents(msgspec.Struct, frozen=True):
 
 
 class Created(msgspec.Struct, frozen=True):
-    """A backup that was made. `bytes`: the size of the file."""
+    """A backup that was made. `bytes`: the size of the file; `left_out`: what of the certificates could not be taken,
+    each with the reason."""
 
     file: str
     bytes: int
     created_at: str
     contains: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What was restored. `kept`: the folder with the files there were before, None if there were none; `to_undo` says
-    how to go back to them."""
+    """What was restored. `left_out`: what of it was not, each with the reason; `kept`: the folder with the files there
+    were before, None if there were none; `to_undo` says how to go back to them."""
 
     file: str
     created_at: str | None
     keys: int
     restored: tuple[str, ...]
+    left_out: tuple[str, ...]
     kept: str | None
     to_undo: str
 
@@ -100,7 +104,8 @@ class BackupService:
         return await asyncio.to_thread(_sealed_with, source)
 
     async def restore(self, source: Path, secret: Secret | None = None) -> Restored:
-        """Replace keys, settings and engines by those of a backup, or of the folder of former files of a restore.
+        """Replace keys, settings and engines by those of a backup, or of the folder of former files of a restore, and
+        the certificates that are in it; others stay.
 
         Raises PROXY_ALREADY_RUNNING, BACKUP_INVALID, DB_ERROR, MIGRATION_FAILED or IO_ERROR, and then nothing was
         changed.
@@ -117,11 +122,15 @@ class BackupService:
         created_at = int(self._now())
         with _plainly(output), workspace(self._folder.root, COPIES) as copies:
             copy_to(self._folder, copies, with_audit=with_audit)
+            certs = backup_certs.collect(self._folder)
             names = [name for name in members(self._folder) if (copies / name).exists()]
-            files = tuple(File(name, (copies / name).stat().st_size) for name in names)
-            contents = msgspec.json.encode(Contents(__version__, created_at, files)) + b"\n"
-            size = _write(output, contents, [copies / each.name for each in files], secret)
-        return Created(str(output), size, rfc3339(created_at) or "", tuple(each.name for each in files))
+            files = [File(name, (copies / name).stat().st_size) for name in names]
+            files += [File(name, len(data)) for name, data in certs.files.items()]
+            contents = msgspec.json.encode(Contents(__version__, created_at, tuple(files))) + b"\n"
+            parts: list[bytes | Path] = [contents, *(copies / name for name in names), *certs.files.values()]
+            size = _write(output, parts, sum(each.bytes for each in files) + len(contents), secret)
+        contains = tuple(each.name for each in files)
+        return Created(str(output), size, rfc3339(created_at) or "", contains, certs.left_out)
 
     def _restore(self, source: Path, secret: Secret | None) -> Restored:
         source = Path(os.path.abspath(source))
@@ -129,22 +138,27 @@ class BackupService:
         with _plainly(source), self._alone(), workspace(self._folder.root, UNSEALED) as staged:
             settle(self._folder)
             created_at = None
+            left_out: tuple[str, ...] = ()
+            gone: tuple[str, ...] = ()
             if _sealed_with(source):
                 created_at = _unpack(source, staged, secret)
+                left_out = backup_certs.leave_out_expired(staged, self._now())
             else:
-                _take_copies(source, staged)
+                gone = _take_copies(source, staged)
+            backup_certs.complete(staged)
             keys = verify(staged)
-            names = tuple(name for name in members(self._folder) if (staged / name).exists())
+            names = (*(name for name in members(self._folder) if (staged / name).exists()), *certs_in(staged))
             kept = self._free_name()
             (self._folder.run / memory.BUCKETS).unlink(
                 missing_ok=True
             )  # they count by the keys' places in the database
-            there_were = replace(self._folder, staged, kept)
+            there_were = replace(self._folder, staged, kept, gone)
         return Restored(
             str(source),
             rfc3339(created_at),
             keys,
             names,
+            left_out,
             str(kept) if there_were else None,
             _way_back(self._folder, kept if there_were else None),
         )
@@ -172,13 +186,12 @@ class BackupService:
         return next(path for name in numbered if not os.path.lexists(path := self._folder.root / name))
 
 
-def _write(output: Path, contents: bytes, files: list[Path], secret: Secret) -> int:
-    """Seal into `output` under another name first; its size."""
+def _write(output: Path, parts: Sequence[bytes | Path], length: int, secret: Secret) -> int:
+    """Seal into `output` what the parts, or the files they name, hold together, under another name first; its size."""
     waiting = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    length = len(contents) + sum(path.stat().st_size for path in files)
     try:
         with open(create_file(waiting), "wb") as file:
-            seal(file, _bytes_of(contents, files), length, secret)
+            seal(file, _bytes_of(parts), length, secret)
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()
@@ -190,10 +203,12 @@ def _write(output: Path, contents: bytes, files: list[Path], secret: Secret) -> 
     return size
 
 
-def _bytes_of(contents: bytes, files: list[Path]) -> Iterator[bytes]:
-    yield contents
-    for path in files:
-        with open(path, "rb") as file:
+def _bytes_of(parts: Sequence[bytes | Path]) -> Iterator[bytes]:
+    for part in parts:
+        if isinstance(part, bytes):
+            yield part
+            continue
+        with open(part, "rb") as file:
             while piece := file.read(CHUNK_BYTES):
                 yield piece
 
@@ -232,6 +247,8 @@ def _unpack(source: Path, staged: Path, secret: Secret | None) -> int:
         line, _, rest = start.partition(b"\n")
         contents = _contents(line, name)
         _spread(contents, rest, pieces, staged, name)
+    if why := backup_certs.fault(staged):
+        raise invalid(name, why)
     return contents.created_at
 
 
@@ -240,7 +257,8 @@ def _contents(line: bytes, name: str) -> Contents:
         contents = msgspec.json.decode(line, type=Contents)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise invalid(name, "what is sealed in it is no backup of FLM's") from None
-    if sorted(each.name for each in contents.files if each.name != AUDIT_LOG) != sorted(_ALWAYS):
+    names = [each.name for each in contents.files if each.name != AUDIT_LOG and not backup_certs.belongs(each.name)]
+    if sorted(names) != sorted(_ALWAYS):
         raise invalid(
             name, f"FLM {contents.flm} made it of other files than this FLM ({__version__}) knows; upgrade FLM"
         )
@@ -251,6 +269,7 @@ def _spread(contents: Contents, start: bytes, pieces: Iterator[bytes], staged: P
     waiting = start
     for each in contents.files:
         left = each.bytes
+        secure_folder((staged / each.name).parent)
         with open(create_file(staged / each.name), "wb") as file:
             while left > 0 and (waiting := waiting or next(pieces, b"")):
                 file.write(waiting[:left])
@@ -261,21 +280,33 @@ def _spread(contents: Contents, start: bytes, pieces: Iterator[bytes], staged: P
         raise invalid(name, "what is sealed in it is longer than it says")
 
 
-def _take_copies(kept: Path, staged: Path) -> None:
-    """Copy the files of a folder that a restore kept, which stays as it is; nobody noted when they were current."""
-    if not usable(kept):
+def _take_copies(kept: Path, staged: Path) -> tuple[str, ...]:
+    """Copy the files of a folder that a restore kept, which stays as it is; the certificates that there were none of.
+    Nobody noted when they were current."""
+    if not _usable(kept):
         raise invalid(str(kept), "it is no folder of former files, or they were not whole when they were kept")
-    for name in (*_ALWAYS, AUDIT_LOG):
+    certs, absent = backup_certs.of_former(kept)
+    for name in (*_ALWAYS, AUDIT_LOG, *certs):
         if (kept / name).exists():
+            secure_folder((staged / name).parent)
             with open(create_file(staged / name), "wb") as copy, open(kept / name, "rb") as original:
                 shutil.copyfileobj(original, copy)
+    return absent
+
+
+def _usable(kept: Path) -> bool:
+    try:
+        return usable(kept) and not backup_certs.fault(kept)
+    except OSError:
+        return False
 
 
 def _way_back(folder: Folder, kept: Path | None) -> str:
     if kept is None:
-        restored = ", ".join(str(path) for name, path in members(folder).items() if name in _ALWAYS)
-        return f"there was nothing before: move {restored} away"
-    if usable(kept):
+        restored = [str(path) for name, path in members(folder).items() if name in _ALWAYS]
+        restored += [str(folder.certs)] if folder.certs.exists() else []
+        return f"there was nothing before: move {', '.join(restored)} away"
+    if _usable(kept):
         elsewhere = []
         for option, path in (("config", folder.config), ("security", folder.security)):
             if path != folder.root / f"{option}.db":

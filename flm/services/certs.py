@@ -22,6 +22,7 @@ from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
 from flm.services.times import rfc3339
 from flm.store.folder import Folder
+from flm.store.swap import settle
 from flm.tls.local import LocalAuthority
 from flm.tls.pair import MAX_PEM_BYTES
 from flm.tls.trust import Root, Store, read_root, stores
@@ -104,6 +105,7 @@ class CertsService:
 
     def _replace(self) -> Replaced:
         secure_folder(self._folder.root)
+        settle(self._folder)
         made = self._authority.replace(self._now())
         steps = "trust the new root where the old one was trusted (`flm certs trust --print`)"
         if made.former_public is not None:
@@ -118,6 +120,7 @@ class CertsService:
 
     def _root(self) -> bytes:
         secure_folder(self._folder.root)
+        settle(self._folder)  # a restore that was cut off may have left another root
         return self._authority.root(self._now()).chain_pem
 
 

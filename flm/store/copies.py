@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from flm.disk.private import create_file, read_file, secure_file, sync_folder, write_new_file
+from flm.disk.private import create_file, read_file, secure_file, write_new_file
 from flm.errors import CommandCode, CommandError
 from flm.store.audit import AUDIT
 from flm.store.folder import Folder
@@ -80,9 +80,8 @@ def verify(staged: Path) -> int:
     keys = _keys(staged / "security.db")
     if keys and len(_pepper(staged)) != PEPPER_BYTES:
         raise CommandError(CommandCode.IO_ERROR, f"the pepper in {staged} is damaged or missing; nothing was replaced")
-    for path in staged.iterdir():
+    for path in (*staged.rglob("*"), staged):
         _sync(path)
-    sync_folder(staged)
     return keys
 
 

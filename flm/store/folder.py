@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from flm.disk.locks import holding
-from flm.errors import CommandCode, CommandError
+from flm.errors import CommandCode
 
 LOCK_SECONDS = 30.0  # longer than any creation or migration; after it, somebody hangs
 
@@ -43,7 +43,7 @@ class Folder(msgspec.Struct, frozen=True):
 
     @property
     def certs(self) -> Path:
-        """Certificates with their keys, and accounts at certificate authorities. Not part of a backup."""
+        """Certificates with their keys, and accounts at certificate authorities."""
         return self.root / "certs"
 
     @property
@@ -73,10 +73,5 @@ def locked(root: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the folder for oneself while databases are created, migrated or replaced; `shared`: with others who only
     open them. Raises DB_ERROR after LOCK_SECONDS.
     """
-    busy = CommandError(
-        CommandCode.DB_ERROR,
-        f"another flm has been preparing the databases in {root} for {LOCK_SECONDS:g} s; "
-        "see whether it hangs (ps), end it, and try again",
-    )
-    with holding(root, LOCK_SECONDS, busy, shared=shared):
+    with holding(root, LOCK_SECONDS, CommandCode.DB_ERROR, "preparing the databases in", shared=shared):
         yield

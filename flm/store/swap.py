@@ -1,11 +1,15 @@
-"""Puts other databases and another pepper in the place of those there are: all of them, or none.
+"""Puts other databases, another pepper and other certificates in the place of those there are: all of them, or none.
 
 Strategy: the files that are there are kept in a folder beside them, under second names (hard links), then a journal
 says what is about to happen, then each file is replaced by a rename, then the journal goes. The journal's end is the
 moment of change: as long as it is there, whoever opens the folder next (see `opening`) first puts the kept files back.
-Nobody may have the databases open meanwhile: SQLite's own locks tell, and the folder's lock keeps newcomers out.
+Nobody may have the databases open meanwhile: SQLite's own locks tell, and the folder's lock keeps newcomers out; the
+lock of the folder of certificates keeps out who makes some.
 
-Knows which files belong together, not what is in them. Blocking.
+Databases and pepper belong together and change together. A file of the folder of certificates changes if there is
+another one, or if it is said that there was none: then it goes, and is kept like the others.
+
+Knows the names of the files, not what is in them. Blocking.
 """
 
 from __future__ import annotations
@@ -15,14 +19,16 @@ import os
 import shutil
 import sqlite3
 import time
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from flm.disk.locks import holding
 from flm.disk.private import create_file, read_file, secure_file, secure_folder, sync_folder, write_new_file
 from flm.errors import CommandCode, CommandError
-from flm.store.folder import Folder, locked
+from flm.store.folder import LOCK_SECONDS, Folder, locked
 from flm.store.inspection import BUSY_SECONDS, uri
 
 JOURNAL: Final = ".restoring"
@@ -37,15 +43,19 @@ _POLL_SECONDS: Final = 0.05
 
 class _Journal(msgspec.Struct, frozen=True):
     """`kept`: the folder with the former files, by name; `staged`: the one with the new; `had`: what was there.
-    `with_audit`: whether the audit log is replaced too; if not, it stays out of this."""
+    `with_audit`: whether the audit log is replaced too; if not, it stays out of this. `certs`: the files of the folder
+    of certificates that are in this."""
 
     kept: str
     staged: str
     had: tuple[str, ...]
     with_audit: bool
+    certs: tuple[str, ...] = ()
 
 
 AUDIT_LOG: Final = "audit.db"
+CERTS: Final = "certs"
+ABSENT: Final = "absent.json"  # in a folder of former files: the certificates that there were none of
 
 
 def members(folder: Folder) -> dict[str, Path]:
@@ -58,6 +68,20 @@ def members(folder: Folder) -> dict[str, Path]:
     }
 
 
+def certs_in(staged: Path) -> tuple[str, ...]:
+    """The files of the folder of certificates that are in `staged`, by the name they have in a backup (`certs/…`)."""
+    found = sorted(path for path in (staged / CERTS).rglob("*") if not path.is_dir())
+    return tuple(str(path.relative_to(staged)) for path in found)
+
+
+def absent_from(kept: Path) -> tuple[str, ...]:
+    """The certificates, as `certs_in`, that there were none of before those files were kept. Raises IO_ERROR."""
+    try:
+        return msgspec.json.decode(read_file(kept / ABSENT, _JOURNAL_BYTES) or b"[]", type=tuple[str, ...])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise CommandError(CommandCode.IO_ERROR, f"{kept / ABSENT} is damaged; nothing was changed") from None
+
+
 def unsettled(folder: Folder) -> bool:
     """Whether a replacement was begun and not finished: then the files that are there are not to be used."""
     return os.path.lexists(folder.root / JOURNAL)
@@ -66,25 +90,30 @@ def unsettled(folder: Folder) -> bool:
 def settle(folder: Folder) -> None:
     """Undo a replacement that was cut off, if there is one. Raises IO_ERROR, DB_ERROR."""
     if unsettled(folder):
-        with locked(folder.root):  # whoever is replacing them holds it
+        with _alone(folder):  # whoever is replacing them is in there
             if unsettled(folder):
                 _undo(folder)
 
 
-def replace(folder: Folder, staged: Path, kept: Path) -> bool:
-    """Put the files in `staged` (some of `members`, by name) in place, and keep the former ones in `kept`.
+def replace(folder: Folder, staged: Path, kept: Path, gone: Collection[str] = ()) -> bool:
+    """Put the files in `staged` (some of `members`, by name, and `certs_in` it) in place, take away the certificates
+    that are to be `gone`, and keep the former files in `kept`.
 
     False if there were none, and then there is no `kept`. Both are folders in the data folder's root; `staged` is gone
     afterwards. Raises IO_ERROR or DB_ERROR, and then all is as it was.
     """
-    with locked(folder.root):
+    if (staged / CERTS).is_dir():
+        secure_folder(folder.certs)  # to be locked
+    with _alone(folder):
         if unsettled(folder):
             _undo(folder)
         try:
-            had = _keep(folder, kept, with_audit=(staged / AUDIT_LOG).exists())
-            journal = _Journal(kept.name, staged.name, had, with_audit=(staged / AUDIT_LOG).exists())
+            concerned = _concerned(folder, with_audit=(staged / AUDIT_LOG).exists(), certs={*certs_in(staged), *gone})
+            had = _keep(folder, kept, concerned)
+            certs = tuple(name for name in concerned if name not in members(folder))
+            journal = _Journal(kept.name, staged.name, had, with_audit=AUDIT_LOG in concerned, certs=certs)
             write_new_file(folder.root / JOURNAL, msgspec.json.encode(journal))
-            _put_in_place(folder, staged)
+            _put_in_place(folder, staged, concerned)
             os.unlink(folder.root / JOURNAL)
         except BaseException:
             _undo(folder)
@@ -98,35 +127,68 @@ def replace(folder: Folder, staged: Path, kept: Path) -> bool:
     return bool(had)
 
 
-def _concerned(folder: Folder, *, with_audit: bool) -> list[tuple[str, Path]]:
-    return [(name, path) for name, path in members(folder).items() if with_audit or name != AUDIT_LOG]
+@contextlib.contextmanager
+def _alone(folder: Folder) -> Iterator[None]:
+    """Nobody else opens the databases, or makes a certificate."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(folder.root))
+        if folder.certs.is_dir():
+            stack.enter_context(holding(folder.certs, LOCK_SECONDS, CommandCode.IO_ERROR, "at work in"))
+        yield
 
 
-def _put_in_place(folder: Folder, staged: Path) -> None:
-    for name, path in members(folder).items():
-        if (staged / name).exists():
-            if not path.parent.is_dir():
-                secure_folder(path.parent)
-            for suffix in _BESIDE:  # of a database that was damaged, or the new one would be taken for its own
+def _concerned(folder: Folder, *, with_audit: bool, certs: Collection[str]) -> dict[str, Path]:
+    """What is replaced, by its name in a backup; certificates last."""
+    fixed = {name: path for name, path in members(folder).items() if with_audit or name != AUDIT_LOG}
+    return fixed | {name: folder.root / name for name in sorted(certs)}
+
+
+def _files(name: str, path: Path) -> Iterator[tuple[str, Path]]:
+    """The file and what may lie beside it."""
+    for suffix in ("", *_BESIDE) if name.endswith(".db") else ("",):
+        yield f"{name}{suffix}", Path(f"{path}{suffix}")
+
+
+def _put_in_place(folder: Folder, staged: Path, concerned: Mapping[str, Path]) -> None:
+    for name, path in concerned.items():
+        is_new = (staged / name).exists()
+        if not is_new and name in members(folder):
+            continue
+        _make_parents(folder.root, path)
+        for _, each in _files(name, path):  # what lies beside a damaged database would be taken for the new one's own
+            if each != path or not is_new:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{path}{suffix}")
+                    os.unlink(each)
+        if is_new:
             _place(staged / name, path)
-            sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _keep(folder: Folder, kept: Path, *, with_audit: bool) -> tuple[str, ...]:
+def _make_parents(root: Path, path: Path) -> None:
+    """Let the folders of a file be there, on the disk, and private where they are the data folder's own."""
+    within = [each for each in reversed(path.parents) if root in each.parents]
+    for each in within or [path.parent]:
+        if within or not each.is_dir():
+            secure_folder(each)
+            sync_folder(each.parent)
+
+
+def _keep(folder: Folder, kept: Path, concerned: Mapping[str, Path]) -> tuple[str, ...]:
     """Give every file that is there a second name in `kept`, databases closed and whole if they can be."""
+    there = {name: path for name, path in concerned.items() if secure_file(path) >= 0}  # all, before one is touched
     os.mkdir(kept, 0o700)
     had = []
-    for name, path in _concerned(folder, with_audit=with_audit):
-        if secure_file(path) < 0:
-            continue
+    for name, path in there.items():
         if name.endswith(".db"):
             _close(path)
-        for suffix in ("", *_BESIDE) if name.endswith(".db") else ("",):
-            if secure_file(Path(f"{path}{suffix}")) >= 0:
-                _place(Path(f"{path}{suffix}"), kept / f"{name}{suffix}")
-                had.append(f"{name}{suffix}")
+        _make_parents(kept, kept / name)
+        for each, file in _files(name, path):
+            if secure_file(file) >= 0:
+                _place(file, kept / each)
+                had.append(each)
+    absent = [name for name in concerned if name not in members(folder) and name not in there]
+    if had and absent:
+        write_new_file(kept / ABSENT, msgspec.json.encode(absent))
     sync_folder(kept)
     return tuple(had)
 
@@ -177,11 +239,10 @@ def _undo(folder: Folder) -> None:
             f"newest before-restore-… folder in {folder.root} back in place, then remove it",
         ) from None
     kept = folder.root / Path(journal.kept).name
-    for name, path in _concerned(folder, with_audit=journal.with_audit):
-        for suffix in ("", *_BESIDE) if name.endswith(".db") else ("",):
-            target = Path(f"{path}{suffix}")
-            if f"{name}{suffix}" in journal.had:
-                _place(kept / f"{name}{suffix}", target)
+    for name, path in _concerned(folder, with_audit=journal.with_audit, certs=journal.certs).items():
+        for each, target in _files(name, path):
+            if each in journal.had:
+                _place(kept / each, target)
             else:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(target)

@@ -19,41 +19,21 @@ from typing import Any, Final
 import msgspec
 from acme.messages import Directory as AcmeDirectory
 from acme.messages import ExternalAccountBinding
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from josepy.errors import Error as JoseError
 from josepy.json_util import decode_b64jose, encode_b64jose
 from josepy.jwk import JWKEC
 
 from flm.disk.private import write_atomically
+from flm.tls.account_file import FILE, Kept, load_key, new_key_pem, parse
 from flm.tls.directory import Directory
 from flm.tls.files import read_private
 from flm.tls.network import Network
 from flm.tls.refusal import CUSTOMERS_ONLY, ProblemError, Refused, of_problem, quoted
 from flm.tls.words import Ask
 
-FILE: Final = "account.json"
 UNREADABLE: Final = "account.unreadable"
 _MAX_EAB_BYTES: Final = 4_096
 _LEAST_EAB_BYTES: Final = 16  # of the key itself; HS256 wants 32, and CAs give 32 or more
-
-
-class Kept(msgspec.Struct):
-    """What the file holds. `key`: PKCS#8 PEM. `url`: empty until the CA has answered. `email`: what the CA was told."""
-
-    directory: str
-    key: str
-    url: str = ""
-    email: str = ""
-    terms: str = ""
-    terms_agreed_at: str = ""
-
-    def __rich_repr__(self) -> list[tuple[str, object]]:
-        return [("url", self.url)]
-
-    def __repr__(self) -> str:
-        """Without the key."""
-        return f"Kept({self.directory!r}, url={self.url!r})"
 
 
 class Account:
@@ -171,34 +151,14 @@ def _read(path: Path) -> Kept | None:
     if data is None:
         return None
     try:
-        kept = msgspec.json.decode(data, type=Kept)
-        load_key(kept.key)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+        return parse(data)
+    except ValueError:
         os.replace(path, path.with_name(UNREADABLE))
         return None
-    return kept
 
 
 def _write(path: Path, kept: Kept) -> None:
     write_atomically(path, msgspec.json.encode(kept))
-
-
-def new_key_pem() -> bytes:
-    """A new EC P-256 key, as PKCS#8 PEM."""
-    return ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def load_key(pem: str) -> ec.EllipticCurvePrivateKey:
-    """An EC P-256 key. Raises ValueError, without the key."""
-    try:
-        key = serialization.load_pem_private_key(pem.encode(), None)
-    except Exception:
-        raise ValueError("no private key in PEM form") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ValueError("not an EC P-256 key")
-    return key
 
 
 def _eab_key(path: Path) -> str:

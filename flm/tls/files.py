@@ -21,6 +21,7 @@ from flm.errors import CommandCode, CommandError
 from flm.tls import pair as pairs
 from flm.tls.pair import MAX_PEM_BYTES, Pair
 
+CERTIFICATE_FILE: Final = "current.pem"  # in the folder of a CA: what it issued last
 MAX_BYTES: Final = 4 * MAX_PEM_BYTES  # of any file here: a pair, or the notes of an order with its certificates
 LOCK_SECONDS: Final = 30.0  # far longer than a key takes to make; after it, somebody hangs
 _HOST_CHARACTERS: Final = 100  # of a folder's name; file systems allow 255 bytes
@@ -65,10 +66,5 @@ def locked(folder: Path) -> Iterator[None]:
     """Be the only one that makes something in `folder`, which is made if need be. Raises IO_ERROR, after LOCK_SECONDS
     too."""
     secure_folder(folder)
-    busy = CommandError(
-        CommandCode.IO_ERROR,
-        f"another flm has been at work in {folder} for {LOCK_SECONDS:g} s; "
-        "see whether it hangs (ps), end it, and try again",
-    )
-    with holding(folder, LOCK_SECONDS, busy):
+    with holding(folder, LOCK_SECONDS, CommandCode.IO_ERROR, "at work in"):
         yield

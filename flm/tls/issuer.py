@@ -27,9 +27,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from josepy.json_util import encode_b64jose
 
 from flm.errors import CommandError
-from flm.tls import account, names, order, pair, reach, renewal
+from flm.tls import account, account_file, names, order, pair, reach, renewal
 from flm.tls import directory as directories
-from flm.tls.account import Account, new_key_pem
+from flm.tls.account import Account
+from flm.tls.account_file import new_key_pem
 from flm.tls.authorize import Authorizing, Caller, listed
 from flm.tls.deadline import Deadline, polls
 from flm.tls.network import Answer, Network
@@ -132,7 +133,7 @@ class _Issuance:
         else:
             terms = self._directory.meta.terms_of_service
             agreed = f", agreeing to its terms of service, {terms}" if terms and self._ask.accept_terms else ""
-            lost = f", since {account.FILE} was damaged and is {account.UNREADABLE} now"
+            lost = f", since {account_file.FILE} was damaged and is {account.UNREADABLE} now"
             why = lost if self._account.is_damaged else ""
             self._step("account", f"making an account with the CA{why}{agreed}")
         self._account.ensure()

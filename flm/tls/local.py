@@ -181,7 +181,7 @@ class LocalAuthority:
             if error.code is not CommandCode.PROXY_CERT_FAILED:
                 raise
             self._refuse(f"the local root is damaged: {error.message}; put a copy of it back, if there is one")
-        if found is not None and (why := _not_ours(found)):
+        if found is not None and (why := not_ours(found)):
             self._refuse(f"{self._folder / ROOT_FILE} is no local root that FLM made: {why}")
         return found
 
@@ -245,7 +245,7 @@ def _constraints(host: str) -> x509.NameConstraints:
     return x509.NameConstraints([*map(x509.DNSName, domains), *networks], excluded)
 
 
-def _not_ours(pair: Pair) -> str:
+def not_ours(pair: Pair) -> str:
     """Why a pair is no root of FLM's: what such a root may sign would be bounded. Empty if it is one."""
     certificate = x509.load_pem_x509_certificate(pair.chain_pem)
     try:

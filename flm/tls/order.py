@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from flm.disk.private import write_atomically
-from flm.tls.account import load_key
+from flm.tls.account_file import load_key
 from flm.tls.files import read_private
 
 FILE: Final = "pending.json"

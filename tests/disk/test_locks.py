@@ -14,7 +14,7 @@ import pytest
 from flm.disk.locks import holding, try_lock
 from flm.errors import CommandCode, CommandError
 
-BUSY = CommandError(CommandCode.IO_ERROR, "somebody hangs")
+HANGS = (CommandCode.IO_ERROR, "at work in")
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
@@ -22,13 +22,13 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     order: list[str] = []
 
     def first() -> None:
-        with holding(tmp_path, 10, BUSY):
+        with holding(tmp_path, 10, *HANGS):
             inside.set()
             leave.wait(10)
             order.append("first")
 
     def second() -> None:
-        with holding(tmp_path, 10, BUSY):
+        with holding(tmp_path, 10, *HANGS):
             order.append("second")
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
@@ -56,17 +56,18 @@ def test_those_that_share(tmp_path: Path, first: bool, second: bool, allowed: bo
 
 
 def test_one_that_hangs_is_reported(tmp_path: Path) -> None:
-    with holding(tmp_path, 0.0, BUSY), pytest.raises(CommandError) as refused, holding(tmp_path, 0.0, BUSY):
+    with holding(tmp_path, 0.0, *HANGS), pytest.raises(CommandError) as refused, holding(tmp_path, 0.0, *HANGS):
         raise AssertionError("both are in")
-    assert refused.value is BUSY
+    assert refused.value.code is CommandCode.IO_ERROR
+    assert f"another flm has been at work in {tmp_path} for 0 s" in refused.value.message
 
 
 def test_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path; from flm.disk.locks import holding\n"
-        "with holding(Path(sys.argv[1]), 0.0, ValueError()): os.kill(os.getpid(), signal.SIGKILL)"
+        "with holding(Path(sys.argv[1]), 0.0, None, ''): os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
-    with holding(tmp_path, 0.0, BUSY):
+    with holding(tmp_path, 0.0, *HANGS):
         pass

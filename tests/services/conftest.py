@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flm.store import sealed
 from flm.store.folder import Folder, locate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,3 +24,14 @@ def only_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return locate({"FLM_HOME": str(tmp_path / "home")})
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Folder:
+    """The data folder of another machine."""
+    return locate({"FLM_HOME": str(tmp_path / "other")})
+
+
+@pytest.fixture(autouse=True)
+def quick_to_seal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed, "LOG_N", 10)  # a millisecond instead of half a second

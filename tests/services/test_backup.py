@@ -24,7 +24,7 @@ from flm.services.config import ConfigService
 from flm.services.engines import EngineService
 from flm.services.security import SecurityService
 from flm.store import audit as audit_rows
-from flm.store import sealed, swap
+from flm.store import swap
 from flm.store.audit_file import open_for_reading, open_for_writing
 from flm.store.database import open_config, open_security
 from flm.store.engines import credentials, registered
@@ -35,11 +35,6 @@ from tests.runtime.harness import prepare
 from tests.support.stepwise import BROKE, FINISHED, REFUSED, cut_off
 
 SECRET = Secret("passphrase", b"hunter2-and-some-more")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealed, "LOG_N", 10)  # a millisecond instead of half a second
 
 
 def make_key(folder: Folder, label: str) -> str:
@@ -80,11 +75,6 @@ def content(folder: Folder) -> dict[str, bytes]:
 def private(folder: Folder) -> bool:
     modes = {stat.S_IMODE(path.lstat().st_mode) for path in folder.root.rglob("*")}
     return modes <= {0o600, 0o700}
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Folder:
-    return locate({"FLM_HOME": str(tmp_path / "other")})
 
 
 def test_keys_settings_and_engines_come_back(folder: Folder, other: Folder, tmp_path: Path) -> None:
