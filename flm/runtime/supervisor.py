@@ -135,11 +135,19 @@ class Supervisor:
             self._parts.journal.set_level(settings.log_level)
             await self._parts.upkeep.publish()
             await self._parts.generations.replace(settings, self._parts.front.renewed_for(settings))
+        except (CommandError, OSError) as error:
+            failure = (
+                error
+                if isinstance(error, CommandError)
+                else CommandError(CommandCode.IO_ERROR, f"the system refused: {error.strerror or error}")
+            )
+            log.error("the restart did not succeed: %s", failure.message)
+            self._parts.publisher.last_error = failure.message
+            return failure
+        try:
             self._parts.write_record(settings)
-        except CommandError as error:
-            log.error("the restart did not succeed: %s", error.message)
-            self._parts.publisher.last_error = error.message
-            return error
+        except (CommandError, OSError) as error:  # a full disk; by the record of before the proxy is found too
+            log.warning("the record of the proxy in %s stays as it was: %s", self._parts.folder.run, error)
         return None
 
     def _handle_signals(self) -> None:

@@ -132,3 +132,21 @@ def test_uptime_goes_on_over_a_restart(tmp_path: Path) -> None:
             assert after.started_at == before.started_at
 
     run(main)
+
+
+def test_a_record_that_cannot_be_written_ends_no_proxy(tmp_path: Path) -> None:
+    """As on a full disk. It is the same process, so that the record of before still finds it."""
+
+    async def main() -> None:
+        async with running(tmp_path) as proxy:
+            before = await proxy.handle()
+            in_the_way = proxy.folder.run / f".instance.{before.pid}"
+            in_the_way.mkdir()
+            after = await proxy.service.restart()
+            assert (after.pid, after.state) == (before.pid, "running")
+            assert after.worker_pids != before.worker_pids
+            assert (await get(proxy.port)).startswith(b"HTTP/1.1 200")
+            assert "stays as it was" in proxy.log()
+            in_the_way.rmdir()
+
+    run(main)
