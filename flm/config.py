@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 import msgspec.structs
 
-from flm.errors import CommandCode, CommandError
+from flm.errors import CommandCode, CommandError, shown
 
 # --- limits: constants, each with its reason ---------------------------------------------------------------------
 MAX_HEADER_BYTES: Final = 65_536  # a request's header block; nginx allows 4 x 8 KiB, hyper 408 KiB: ample for JWTs
@@ -245,6 +245,8 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 _USE_PROD: Final = "FLM_ACME_USE_PROD"
+_LONGEST_KEY: Final = 80  # of what is compared with all settings
+_LIKENESS: Final = 0.75  # from here on one is taken for a mistyped other
 
 
 def setting(key: str) -> Setting:
@@ -254,7 +256,18 @@ def setting(key: str) -> Setting:
     except KeyError:
         noun = key.partition(".")[0] + "."
         near = ", ".join(known for known in SETTINGS if known.startswith(noun)) or ", ".join(SETTINGS)
-        raise CommandError(CommandCode.CONFIG_INVALID, f"there is no setting {key!r}; known settings: {near}") from None
+        meant = f", perhaps {found}" if (found := _nearest(key)) else ""
+        raise CommandError(
+            CommandCode.CONFIG_INVALID, f"there is no setting {shown(key)}{meant}; known settings: {near}"
+        ) from None
+
+
+def _nearest(key: str) -> str | None:
+    """The known setting that a mistyped one looks like."""
+    from difflib import get_close_matches  # only here: it is for mistakes
+
+    found = get_close_matches(key[:_LONGEST_KEY].lower().replace("-", "_"), SETTINGS, 1, _LIKENESS)
+    return found[0] if found else None
 
 
 def parse(key: str, text: str) -> Value:

@@ -61,6 +61,21 @@ def test_an_unknown_key_lists_its_neighbours() -> None:
         setting("proxy.prot")
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"), [("proxy.prt", "proxy.port"), ("proxy-port", "proxy.port"), ("ACME.domains", "acme.domain")]
+)
+def test_a_mistyped_key_is_recognised(key: str, meant: str) -> None:
+    with pytest.raises(CommandError, match=f"there is no setting '{key}', perhaps {meant};"):
+        parse(key, "1")
+
+
+def test_a_key_like_none_is_taken_for_none() -> None:
+    with pytest.raises(CommandError) as refused:
+        parse("x" * 100_000, "1")
+    assert "perhaps" not in refused.value.message
+    assert len(refused.value.message) < 5000
+
+
 @given(st.text(), st.sampled_from(sorted(SETTINGS)))
 def test_any_text_is_a_value_or_a_clear_refusal(text: str, key: str) -> None:
     try:

@@ -16,6 +16,7 @@ Knows argparse; knows no noun, no service but where the data folder is, and prin
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Coroutine
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from flm.services import Folder
 
 FORMATS = ("json", "text")
+_LONGEST_WORD = 80  # of what is compared with all options
 
 
 class UsageError(Exception):
@@ -43,6 +45,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, self.format_usage())
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known where it stands, so that the usage is that of the verb, and name what was meant."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
+        return parsed, unknown
+
+    def _meant(self, unknown: list[str]) -> str:
+        from difflib import get_close_matches  # only here: it is for mistakes
+
+        options = [option for action in self._actions for option in action.option_strings]
+        for word in unknown:
+            if word.startswith("--") and (
+                found := get_close_matches(word.partition("=")[0][:_LONGEST_WORD], options, 1)
+            ):
+                return f"\ndid you mean {found[0]}?"  # a line of its own: what follows an option is not repeated
+        return ""
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """argparse would make an empty list of `--label=--`."""
@@ -78,8 +98,16 @@ class Context:
 
     @cached_property
     def folder(self) -> Folder:
-        """The data folder: `FLM_HOME`, else the user's, with the paths of `--db-path-…`."""
+        """The data folder: `FLM_HOME`, else the user's, with the paths of `--db-path-…`. Raises UsageError if one of
+        these is a folder."""
         from flm.services import locate_folder
+
+        for name, path in (("config", self._config_path), ("security", self._security_path)):
+            if path is not None and os.path.isdir(path):
+                raise UsageError(
+                    f"--db-path-{name} {path} is a folder, and takes the database itself, such as {path}/{name}.db",
+                    f"flm [--db-path-{name} FILE] NOUN VERB …\n",
+                )
 
         return locate_folder(config=self._config_path, security=self._security_path)
 

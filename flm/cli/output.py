@@ -19,6 +19,7 @@ from flm.errors import CommandError
 VERSION = "1.0"
 _FLM_COULD_NOT = 2
 _LONG = 100  # characters of an object that are read as one line
+_SENTENCE = 60  # from here on an item of a list is no name
 _UNKNOWN = "unrecognized arguments: "  # argparse's words
 _key = re.compile(r"(flm_[0-9A-Za-z]{12}_)[0-9A-Za-z]{4,}")
 _value = re.compile(r"(--?[A-Za-z][\w-]*[ =])(?!-)\S+")
@@ -105,10 +106,13 @@ def _as_text(output: Output) -> str:
 
 
 def _field(value: object, indent: int) -> str:
-    """One field of an object; a list of objects has a line for each, and an object too long for one a line a field."""
-    if isinstance(value, list | tuple) and value and all(isinstance(each, dict) for each in value):
-        return ("\n" + " " * indent).join(_cell(each) for each in value)
+    """One field of an object; a list of objects, or of sentences, has a line for each, and an object too long for one a
+    line a field."""
     cell = _cell(value)
+    if isinstance(value, list | tuple) and (
+        all(isinstance(each, dict) for each in value) or any(len(_cell(each)) > _SENTENCE for each in value)
+    ):
+        return ("\n" + " " * indent).join(_cell(each) for each in value) or cell
     if isinstance(value, dict) and len(cell) > _LONG:
         return ("\n" + " " * indent).join(f"{name}={_cell(each)}" for name, each in value.items())
     return cell

@@ -12,6 +12,7 @@ Knows nothing of what is in them. Blocking: calls a local file system, so on an 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -28,6 +29,15 @@ _PRIVATE_FILE: Final = 0o600
 _OTHERS: Final = 0o077
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOKING: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would make us wait
+
+_NOT_YOURS: Final = "; run flm as a user who may do that, or name another folder (FLM_HOME)"
+_NEXT_STEPS: Final = {
+    errno.EACCES: _NOT_YOURS,
+    errno.EPERM: _NOT_YOURS,
+    errno.EROFS: "; mount its file system so that it can be written, or name another folder (FLM_HOME)",
+    errno.ENOSPC: "; free space (df), and try again",
+    errno.EDQUOT: "; free space within your quota, and try again",
+}
 
 log = logging.getLogger("flm.disk")
 
@@ -211,4 +221,5 @@ def _refused(path: Path, why: str, next_step: str) -> CommandError:
 
 
 def _refused_by_system(verb: str, path: Path, error: OSError) -> CommandError:
-    return CommandError(CommandCode.IO_ERROR, f"{path} could not be {verb}: {error.strerror or error}")
+    next_step = _NEXT_STEPS.get(error.errno or 0, "")
+    return CommandError(CommandCode.IO_ERROR, f"{path} could not be {verb}: {error.strerror or error}{next_step}")

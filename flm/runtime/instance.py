@@ -109,6 +109,20 @@ def running(run: Path) -> Instance | None:
     return instance
 
 
+def refuse_unseen(run: Path) -> None:
+    """Raises IO_ERROR if it cannot be seen whether a proxy runs in this folder: `running` says None of that, too."""
+    try:
+        os.lstat(lock_path(run))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CommandError(
+            CommandCode.IO_ERROR,
+            f"whether a proxy runs in {run.parent} cannot be seen: {error.strerror or error}; run flm as the user "
+            "whose folder that is, or set FLM_HOME to the folder you mean",
+        ) from None
+
+
 def read(run: Path) -> Instance | None:
     """The record as it stands, or None if there is none that can be read. Says nothing about what runs."""
     try:

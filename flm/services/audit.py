@@ -177,7 +177,11 @@ class AuditService:
         if not await asyncio.to_thread(self._folder.security.exists):
             return (name,)
         async with await open_security(self._folder) as database:
-            return (name, *(key.id for key in await keys.all_keys(database) if key.label == name))
+            known = await keys.all_keys(database)
+        if not any(name in (key.id, key.label) for key in known):
+            # Without the name: it may be a whole key, given by mistake.
+            log.warning("no key here has the id or label that was asked for; `flm api-keys list` shows them")
+        return (name, *(key.id for key in known if key.label == name))
 
     async def _store(self) -> None:
         """Let the running proxy, if there is one, store what it holds. That it cannot is a warning: there is a list all

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from flm.errors import CommandError
+from flm.errors import CommandCode, CommandError
 from flm.store import audit_file, keys, policy
 from flm.store.database import Database, open_config, open_security
 from flm.store.folder import Folder
@@ -41,7 +41,8 @@ class CheckService:
         self._folder = folder
 
     async def check(self) -> list[Checked]:
-        """Check every database in full, and the pepper. Creates nothing in a folder that was never used."""
+        """Check every database in full, and the pepper. Creates nothing in a folder that was never used. Raises
+        IO_ERROR if the folder cannot be looked into."""
         folder = self._folder
         if not any(map(_exists, (folder.config, folder.security, folder.pepper))):
             never_used = (folder.config, folder.security, folder.pepper, folder.audit)
@@ -92,7 +93,18 @@ class CheckService:
 
 
 def _exists(path: Path) -> bool:
-    return os.path.lexists(path)
+    """Raises IO_ERROR if that cannot be seen: what nobody could look at is not called well."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise CommandError(
+            CommandCode.IO_ERROR,
+            f"{path} cannot be looked at: {error.strerror or error}; run flm as the user whose folder that is, or set "
+            "FLM_HOME to the folder you mean",
+        ) from None
+    return True
 
 
 def _size(path: Path) -> int | None:

@@ -176,9 +176,10 @@ class ProxyService:
         return await self._change("restart")
 
     async def status(self) -> list[Handle]:
-        """The running proxy as a list of one, or an empty list."""
+        """The running proxy as a list of one, or an empty list. Raises IO_ERROR if that cannot be seen."""
         found = await asyncio.to_thread(instance.running, self._folder.run)
         if found is None:
+            await asyncio.to_thread(instance.refuse_unseen, self._folder.run)
             return []
         try:
             return [_handle(await control.ask(self._socket, Request("status"), RESPONSE_SECONDS))]
@@ -362,7 +363,7 @@ class ProxyService:
         return now is not None and now.id == found.id
 
     async def _settled(self) -> Instance:
-        """The running proxy; one that is just starting is waited for. Raises PROXY_NOT_RUNNING."""
+        """The running proxy; one that is just starting is waited for. Raises PROXY_NOT_RUNNING, IO_ERROR."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
                 while await asyncio.to_thread(instance.is_locked, self._folder.run):
@@ -370,6 +371,7 @@ class ProxyService:
                     if found is not None:
                         return found
                     await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.to_thread(instance.refuse_unseen, self._folder.run)
         raise CommandError(
             CommandCode.PROXY_NOT_RUNNING,
             f"no proxy runs in {self._folder.root}; start one with `flm proxy start`, or set FLM_HOME to its folder",

@@ -201,15 +201,21 @@ def _opened(path: Path, mode: str, *settings: str) -> sqlite3.Connection:
             connection.close()
             raise
     except sqlite3.Error as error:
-        raise CommandError(CommandCode.DB_ERROR, f"{path} cannot be opened: {error}{_next_step(error)}") from None
+        raise CommandError(CommandCode.DB_ERROR, f"{path} cannot be opened: {error}{next_step(error)}") from None
     return connection
 
 
-def _next_step(error: sqlite3.Error) -> str:
-    """SQLite calls it an I/O error when there is no room for the file of its shared memory."""
+def next_step(error: sqlite3.Error) -> str:
+    """SQLite calls it an I/O error when there is no room for the file of its shared memory, and says only that a file
+    cannot be opened when that one cannot be made."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
         return "; see whether the disk is full (df), free space, and try again"
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return (
+            "; SQLite writes beside a database even where it only reads: see whether that folder is yours (ls -ld) and "
+            "its file system may be written (mount)"
+        )
     return ""
 
 

@@ -58,6 +58,38 @@ class TestHelp:
 
 class TestUsage:
     @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("proxy", "start", "--prot", "80"), "unrecognized arguments: --prot …\ndid you mean --port?"),
+            (("proxy", "stop", "--nwo"), "unrecognized arguments: --nwo\ndid you mean --now?"),
+            (("proxy", "stop", "--xyzzy=1"), "unrecognized arguments: --xyzzy=…"),
+            (("security", "backup", "create", "--output", "f", "--pasphrase-file", "p"),
+             "unrecognized arguments: --pasphrase-file …\ndid you mean --passphrase-file?"),
+        ],
+    )  # fmt: skip
+    def test_an_option_that_there_is_not(self, flm: Flm, arguments: tuple[str, ...], message: str) -> None:
+        said = flm(*arguments)
+        assert said.error == ("USAGE", message)
+        words = " ".join(arguments[: 3 if arguments[0] == "security" else 2])
+        assert said.err.startswith(f"usage: flm {words} "), "the verb's own usage"
+
+    @pytest.mark.parametrize("name", ["config", "security"])
+    def test_a_folder_in_the_place_of_a_database(self, flm: Flm, tmp_path: Path, name: str) -> None:
+        said = flm(f"--db-path-{name}", str(tmp_path), "check")
+        assert said.error == (
+            "USAGE",
+            f"--db-path-{name} {tmp_path} is a folder, and takes the database itself, such as {tmp_path}/{name}.db",
+        )
+
+    @pytest.mark.parametrize("arguments", [("proxy", "status"), ("proxy", "stop"), ("proxy", "reload"), ("check",)])
+    def test_what_cannot_be_seen_is_not_called_empty(self, flm: Flm, home: Path, arguments: tuple[str, ...]) -> None:
+        home.write_text("a file")
+        said = flm(*arguments)
+        assert said.code == 2
+        assert said.error[0] == "IO_ERROR"
+        assert "Not a directory" in said.error[1]
+
+    @pytest.mark.parametrize(
         "arguments",
         [
             (),

@@ -94,4 +94,6 @@ def test_a_secret_that_is_given_as_an_argument_by_mistake_is_not_repeated(flm: F
             for secret in (key[17:], key[17:40], ENGINE_SECRET):
                 assert secret not in said.out + said.err, words
     assert holders(key[17:40], everything(home, [])) == []
-    assert flm("engines", "add", *url, "--api-key", ENGINE_SECRET).error[1] == "unrecognized arguments: --api-key …"
+    assert flm("engines", "add", *url, "--api-key", ENGINE_SECRET).error[1] == (
+        "unrecognized arguments: --api-key …\ndid you mean --api-key-env?"
+    )

@@ -31,3 +31,14 @@ def test_a_long_object_has_a_line_for_each_field(capsys: pytest.CaptureFixture[s
         f"long   domains={'x' * 60}, {'y' * 60}",
         "       hint=-",
     ]
+
+
+def test_a_list_of_sentences_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = ("a, " * 20 + "b").strip(), "short"
+    show(Output({"warnings": [first, second], "none": [], "names": ["x", "y"]}), "text")
+    assert capsys.readouterr().out.splitlines() == [
+        f"warnings  {first}",
+        f"          {second}",
+        "none      -",
+        "names     x, y",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -220,6 +221,27 @@ class TestLooking:
         before = len(os.listdir("/proc/self/fd" if sys.platform.startswith("linux") else "/dev/fd"))
         refused(lambda path: read_file(path, 1), tmp_path)
         assert len(os.listdir("/proc/self/fd" if sys.platform.startswith("linux") else "/dev/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "next_step"),
+    [
+        (errno.EACCES, "run flm as a user who may do that, or name another folder"),
+        (errno.EROFS, "mount its file system so that it can be written"),
+        (errno.ENOSPC, "free space"),
+        (errno.EDQUOT, "free space within your quota"),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, next_step: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(CommandError) as refused:
+        secure_folder(tmp_path / "home")
+    assert f"home could not be used: {os.strerror(number)}; {next_step}" in refused.value.message
 
 
 def test_a_folder_is_tightened(tmp_path: Path) -> None:

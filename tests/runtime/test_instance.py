@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from flm.errors import CommandError
 from flm.runtime import instance
 
 
@@ -104,6 +105,15 @@ def test_a_symbolic_link_is_not_locked_through(tmp_path: Path) -> None:
     instance.lock_path(tmp_path).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="lock"):
         instance.acquire(tmp_path)
+
+
+def test_what_cannot_be_seen_is_no_empty_folder(tmp_path: Path) -> None:
+    instance.refuse_unseen(tmp_path / "home" / "run")  # it is not there: nothing runs
+    (tmp_path / "home").mkdir()
+    instance.refuse_unseen(tmp_path / "home" / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(CommandError, match=r"whether a proxy runs in .*file cannot be seen: Not a directory; run flm"):
+        instance.refuse_unseen(tmp_path / "file" / "run")
 
 
 def test_identity_of_processes() -> None:

@@ -17,6 +17,20 @@ from flm.store.folder import Folder
 NOW = 1_795_000_000.0  # 2026-11-18T11:06:40Z
 
 
+def test_a_key_that_nobody_knows_is_told_and_not_repeated(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        created = await SecurityService(folder).create_key("alice")
+        for name in ("alice", created.id):
+            assert await AuditService(folder).entries(Query(key=name)) == []
+        assert not caplog.records
+        assert await AuditService(folder).entries(Query(key=created.key)) == []
+        (record,) = caplog.records
+        assert "no key here has the id or label" in record.getMessage()
+        assert created.key not in caplog.text
+
+    asyncio.run(main())
+
+
 def row(number: int, **fields: Any) -> tuple[Any, ...]:
     given = {
         "timestamp": int((NOW - 1000 + number) * 1000),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from pathlib import Path
 
 import pytest
 
+from flm.errors import CommandCode, CommandError
 from flm.services.check import Checked, CheckService
 from flm.services.security import SecurityService
 from flm.store import audit, audit_file
-from flm.store.folder import Folder
+from flm.store.folder import Folder, locate
 
 
 def check(folder: Folder) -> dict[str, Checked]:
@@ -22,6 +24,13 @@ def test_a_folder_that_was_never_used_stays_so(folder: Folder) -> None:
     assert [each.exists for each in found.values()] == [False] * 4
     assert all(each.well for each in found.values())
     assert not folder.root.exists()
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_called_well(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    with pytest.raises(CommandError, match=r"home/config\.db cannot be looked at: Not a directory") as refused:
+        asyncio.run(CheckService(locate({"FLM_HOME": str(tmp_path / "home")})).check())
+    assert refused.value.code is CommandCode.IO_ERROR
 
 
 def test_all_is_well(folder: Folder) -> None:

@@ -68,6 +68,16 @@ def edit(path: Path, *statements: str) -> None:
     connection.close()
 
 
+def test_what_sqlite_does_not_say_is_said(tmp_path: Path) -> None:
+    """It calls a folder in which it may not write one whose file it cannot open."""
+    connection = sqlite3.connect(":memory:")
+    with pytest.raises(sqlite3.OperationalError) as refused:
+        connection.execute("ATTACH ? AS other", (str(tmp_path / "nowhere" / "config.db"),))
+    connection.close()
+    assert "its file system may be written (mount)" in opening.next_step(refused.value)
+    assert opening.next_step(sqlite3.OperationalError("no such table: x")) == ""
+
+
 class TestOpening:
     def test_both_are_made_together(self, folder: Folder) -> None:
         asyncio.run(create(folder))
