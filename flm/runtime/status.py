@@ -39,6 +39,7 @@ def describe(
     serving = generations.serving
     served = served_by(settings, front)
     names = domains(settings) if served.mode == "https-acme" else ()
+    reached = msgspec.structs.replace(served, mode=front.mode)  # a fallback is reached as its own mode is
     return Handle(
         id=instance_id,
         pid=os.getpid(),
@@ -49,7 +50,7 @@ def describe(
         listen_addr=url_host(address[0]) + f":{address[1]}",
         port=served.port,
         https_port=served.https_port or None,
-        endpoints=endpoints(served, names if front.mode == "https-acme" else front.names()),
+        endpoints=endpoints(reached, names if front.mode == "https-acme" else front.names()),
         workers=len(serving),
         worker_pids=sorted(member.pid for member in serving),
         draining_pids=sorted(member.pid for member in generations.draining),

@@ -20,7 +20,7 @@ import pytest
 
 from flm.errors import CommandCode, CommandError
 from flm.runtime.boot import WORKER_MODULE
-from flm.runtime.handle import Handle
+from flm.runtime.handle import Endpoints, Handle
 from flm.runtime.memory import RINGS
 from flm.services.config import ConfigService
 from flm.services.security import SecurityService
@@ -301,6 +301,7 @@ def test_the_fallback_with_the_local_root_goes_on_trying(front: Front, ca: Ca, t
         async with started(proxy_of(ca, tmp_path, via=front, proxy__fallback="dev-selfsigned")) as proxy:
             handle = await proxy.handle()
             assert (handle.mode, handle.running) == ("dev-selfsigned", True)
+            assert handle.endpoints == Endpoints(f"https://127.0.0.1:{proxy.port}", None, None)
             assert "not today" in (handle.last_error or "")
             answer = await get(proxy.port, tls=proxy.trusting())
             assert answer.startswith(b"HTTP/1.1 200")
