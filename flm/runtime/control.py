@@ -28,7 +28,7 @@ LONGEST_LINE: Final = 65_536  # a request is some hundred bytes
 LONGEST_ANSWER: Final = 16_777_216  # a status with every engine's state
 MOST_CONNECTIONS: Final = 32
 REQUEST_SECONDS: Final = 10.0  # from a connection, or the answer before, to a whole line
-_ATTEMPTS: Final = 3  # a proxy that restarts just then hangs up on who has asked nothing yet
+_ATTEMPTS: Final = 2 * MOST_CONNECTIONS  # each restart just then hangs up on who waits; as many may have been asked for
 LONGEST_PATH: Final = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
 
 

@@ -82,6 +82,27 @@ def test_nobody_there(tmp_path: Path) -> None:
     run(main)
 
 
+def test_who_is_hung_up_on_by_one_restart_after_the_other_asks_again(tmp_path: Path) -> None:
+    """As when many ask for one at once: each is carried out, and takes the connections of those that wait along."""
+
+    async def main() -> None:
+        path = tmp_path / "control.sock"
+        restarts = control.MOST_CONNECTIONS
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal restarts
+            await reader.readline()
+            restarts -= 1
+            if restarts <= 0:
+                writer.write(b'{"ok":true,"data":"done"}\n')
+            writer.close()
+
+        async with await asyncio.start_unix_server(talk, path):
+            assert await control.ask(path, Request("restart"), 5) == "done"
+
+    run(main)
+
+
 def test_time_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "REQUEST_SECONDS", 0.2)
 
