@@ -9,6 +9,8 @@ Nothing in here reacts to anybody or runs by itself: that is the supervisor's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import socket
 import time
@@ -19,6 +21,7 @@ import msgspec
 
 from flm.config import Settings
 from flm.disk.private import secure_folder
+from flm.errors import CommandError
 from flm.runtime import control, instance, keepers
 from flm.runtime.audit import AuditTrail
 from flm.runtime.boot import Served, SupervisorBoot, SupervisorState
@@ -35,6 +38,8 @@ from flm.runtime.publish import Publisher
 from flm.runtime.status import describe
 from flm.runtime.upkeep import Upkeep
 from flm.store.folder import Folder
+
+log = logging.getLogger("flm.supervisor")
 
 
 class Parts:
@@ -183,6 +188,15 @@ class Parts:
         """Tell other processes of the proxy: they find it by this."""
         served = served_by(settings, self.front)
         instance.announce(self.folder.run, self.id, served, self.address[0], self._started_at)
+
+    def keep_record(self) -> None:
+        """Write it again if somebody removed or spoiled it: nobody finds the proxy without."""
+        found = instance.read(self.folder.run)
+        if found is not None and (found.id, found.pid) == (self.id, os.getpid()):
+            return
+        with contextlib.suppress(CommandError, OSError):  # a full disk: at the next look
+            self.write_record(self.publisher.resolved.settings)
+            log.warning("the record of the proxy in %s was removed or changed, and is written again", self.folder.run)
 
     def _log_path(self, settings: Settings) -> Path | None:
         """None: the terminal."""

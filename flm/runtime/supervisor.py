@@ -103,7 +103,8 @@ class Supervisor:
         if others is not None:  # the fallback has another address
             self._parts.listen_instead(others)
             self._parts.write_record(settings)
-        await self._parts.generations.replace(settings, self._parts.front.tls)
+        async with self._changing:  # a restart meanwhile would wait for workers that this change ends
+            await self._parts.generations.replace(settings, self._parts.front.tls)
         self._parts.front.start()
 
     async def _swap(self, tls: Tls, drain_seconds: float) -> None:
@@ -190,10 +191,13 @@ class Supervisor:
             self._check_lock()
 
     def _check_lock(self) -> None:
-        """Without its lock a proxy cannot be found, and another may start on the same databases: end in order."""
+        """Without its lock a proxy cannot be found, and another may start on the same databases: end in order. A record
+        that is gone can be written again."""
         if not self._stopping.asked and not instance.holds(self._parts.folder.run, self._boot.lock_fd):
             log.error("%s was removed under the running proxy, which therefore stops", self._parts.folder.run)
             self._request_stop(None)
+        elif self._state == "running" and not self._stopping.asked:
+            self._parts.keep_record()
 
     async def _answer(self, request: Request, connection: socket.socket) -> object:
         if request.op == "status":

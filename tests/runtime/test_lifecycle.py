@@ -371,6 +371,24 @@ def test_a_proxy_whose_run_folder_is_removed_ends_and_leaves_the_next_one_alone(
     run(main)
 
 
+@pytest.mark.parametrize("record", [None, b"garbage", b'{"id":"another","pid":1}'])
+def test_a_record_that_was_removed_or_changed_is_written_again(tmp_path: Path, record: bytes | None) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as proxy:
+            before = await proxy.handle()
+            path = instance.record_path(proxy.folder.run)
+            path.unlink()
+            if record is not None:
+                path.write_bytes(record)
+            await until(lambda: instance.running(proxy.folder.run) is not None, 20)
+            after = await proxy.handle()
+            assert (after.id, after.pid, after.port) == (before.id, before.pid, before.port)
+            assert "is written again" in proxy.log()
+            assert (await proxy.service.stop()).pid == before.pid
+
+    run(main)
+
+
 def test_start_then_stop_after_any_pause(tmp_path: Path) -> None:
     """Case 91, in miniature: always stopped, no orphan, no hang."""
 
