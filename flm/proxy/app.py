@@ -197,6 +197,13 @@ class App:
             if key_id is not None and not self._context.keyring.holds(key_id):
                 exchange.interrupt(RequestError(ErrorKind.INVALID_API_KEY, _REVOKED))
 
+    def cut_slow(self, client: tuple[str, str]) -> None:
+        """Cut the connection of this client, who takes too little of what the server has for it."""
+        for exchange in tuple(self._running):
+            if exchange.scope["client"] == client:
+                exchange.interrupt(ClientTooSlowError())  # before the cut, which would look as if the client had left
+        self._context.cut(client)
+
     async def aclose(self) -> None:
         """Close all connections to engines, those of running requests too."""
         pools = self._current.pools.values() if self._current is not None else ()

@@ -84,6 +84,7 @@ class WorkerBoot(msgspec.Struct, frozen=True):
     connections: int
     log_level: str
     min_bytes_per_second: int
+    send_timeout: float
     tls: Tls | None = None
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from flm.config import HTTP_PORT, Mode, Settings, domains
 from flm.errors import CommandCode, CommandError
+from flm.runtime import sockets
 from flm.runtime.boot import Served, Tls
 from flm.runtime.given import LOOPBACK, Opener
 from flm.runtime.handle import Access, CertificateLine, local_url
@@ -180,9 +181,8 @@ class Front:
         self._keeper = None
         await self.close()
         exposed = settings.proxy_bind if settings.proxy_expose_fallback else LOOPBACK
-        return self._opener.open(
-            exposed, settings.proxy_port, settings.proxy_workers, settings.proxy_send_timeout_seconds
-        )
+        patience = sockets.kernel_patience(settings)
+        return self._opener.open(exposed, settings.proxy_port, settings.proxy_workers, patience)
 
     # --- serving -----------------------------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ class Generations:
                 self.warm.dismiss()
             self.number += 1
             for listening in self.listening:
-                sockets.set_send_timeout(listening, settings.proxy_send_timeout_seconds)
+                sockets.set_send_timeout(listening, sockets.kernel_patience(settings))
             for member in predecessors:
                 self._retire(member, drain_seconds)
             self._make_room(RENEWALS_DRAINING if drain_seconds > 0 else 0)
@@ -203,7 +203,7 @@ class Generations:
     async def _start(self, slots: range, generation: int) -> list[Member]:
         """Workers for these slots, all serving. Raises StartError, OSError, CommandError; then none is left."""
         settings = self._settings
-        self.listening = sockets.enough(self.listening, settings.proxy_workers, settings.proxy_send_timeout_seconds)
+        self.listening = sockets.enough(self.listening, settings.proxy_workers, sockets.kernel_patience(settings))
         members: list[Member] = []
         try:
             for slot in slots:
@@ -251,6 +251,7 @@ class Generations:
             connections=sockets.connections_allowed(descriptors, settings.proxy_max_in_flight),
             log_level=settings.log_level,
             min_bytes_per_second=settings.proxy_min_bytes_per_second,
+            send_timeout=settings.proxy_send_timeout_seconds,
             tls=self.tls,
         )
 

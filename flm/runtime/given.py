@@ -138,7 +138,7 @@ class Opener:
     def open_for(self, settings: Settings) -> list[socket.socket]:
         """The sockets that `settings` ask for, one for each worker, or those that were given. Raises as `open`."""
         port = settings.proxy_https_port if settings.proxy_mode != "local-http" else settings.proxy_port
-        return self.open(settings.proxy_bind, port, settings.proxy_workers, settings.proxy_send_timeout_seconds)
+        return self.open(settings.proxy_bind, port, settings.proxy_workers, sockets.kernel_patience(settings))
 
     def open(self, address: str, port: int, count: int, send_timeout: float) -> list[socket.socket]:
         """As `flm.runtime.sockets.open_listening`, unless sockets were given for this address and port: then those,

@@ -30,6 +30,7 @@ RESERVED_DESCRIPTORS: Final = 64  # databases, pipes, mapped files, listening so
 MOST_CONNECTIONS: Final = 16_384  # per worker, at 11 kB of memory each
 FEWEST_DESCRIPTORS: Final = 128  # below this a worker cannot serve a handful of clients
 KEEPALIVE_SECONDS: Final = 30  # a client that vanished is noticed after about two minutes
+KERNEL_LATER_SECONDS: Final = 15.0  # than the worker, which looks every 5 s (`stragglers`), and says why it cuts
 _NOT_OURS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EADDRINUSE})
 _LISTEN: Final = "0A"  # TCP_LISTEN in /proc/net/tcp
 
@@ -129,6 +130,11 @@ def share(listening: Sequence[socket.socket], slot: int, slots: int) -> list[soc
         for of_one in addresses.values()
         for place in range(slot, max(slots, len(of_one)), slots)
     ]
+
+
+def kernel_patience(settings: Settings) -> float:
+    """Seconds after which the kernel ends the connection of a client who takes nothing, if no worker has."""
+    return settings.proxy_send_timeout_seconds + KERNEL_LATER_SECONDS
 
 
 def set_send_timeout(listening: socket.socket, seconds: float) -> None:

@@ -56,6 +56,7 @@ class ServedApp(App, Protocol):
     def drain(self) -> None: ...
     def abort_streams(self, error: RequestError) -> None: ...
     def end_revoked(self) -> None: ...
+    def cut_slow(self, client: tuple[str, str]) -> None: ...
     async def aclose(self) -> None: ...
 
 
@@ -249,13 +250,20 @@ async def _serve(
 ) -> None:
     worker = Worker(boot, app, shared, control, voice, used_keys)
     with socket.socket(fileno=os.dup(boot.listening_fds[0])) as listening:
-        stragglers.watch(listening.getsockname()[1], boot.min_bytes_per_second, cut)
+        port = listening.getsockname()[1]
     loop = asyncio.get_running_loop()
+    stragglers.watch(port, boot.min_bytes_per_second, boot.send_timeout, partial(_cut_slow, loop, app))
     crash.watch(loop)
     threading.Thread(
         target=_watch_supervisor, args=(boot.life_fd, loop, worker.orphaned), name="life", daemon=True
     ).start()
     await worker.run()
+
+
+def _cut_slow(loop: asyncio.AbstractEventLoop, app: ServedApp, client: tuple[str, str]) -> None:
+    """Called in a thread of its own."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the process is on its way out
+        loop.call_soon_threadsafe(app.cut_slow, client)
 
 
 def _watch_supervisor(life_fd: int, loop: asyncio.AbstractEventLoop, orphaned: Callable[[], None]) -> None:

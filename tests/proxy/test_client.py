@@ -116,6 +116,35 @@ def test_a_client_that_does_not_read_is_cut_after_the_send_timeout() -> None:
     run(test())
 
 
+def test_a_client_of_whom_the_kernel_says_so_is_too_slow_and_no_other() -> None:
+    """All that there is for it is in buffers already: nothing waits for it here."""
+
+    async def test() -> None:
+        async with ScriptedEngine(*[[receive(), say(STREAM_HEAD + EVENT), stall()]] * 2) as scripted:
+            world = World(engine(scripted.url))
+            body = chat("flm://e/m", stream=True)
+            slow = world.client("POST", CHAT, body=body)
+            other = world.client("POST", CHAT, body=body, address="127.0.0.2")
+            for client in (slow, other):
+                client.start()
+                await client.until(lambda c: len(c.events) == 1)
+            world.app.cut_slow(("127.0.0.1", "50000"))
+            slow.leave()  # as the server says, the moment a connection is cut
+            assert slow.task is not None
+            await slow.task
+            assert set(world.cuts) == {("127.0.0.1", "50000")}
+            assert [row.error_type for row in world.rows] == ["client_too_slow"]
+            assert world.app.in_flight == 1
+            world.app.cut_slow(("127.0.0.1", "50002"))  # its answer is all in the server's buffers
+            assert world.cuts[-1] == ("127.0.0.1", "50002")
+            other.leave()
+            assert other.task is not None
+            await other.task
+            assert world.lines[-1]["error_type"] == "client_disconnected"
+
+    run(test())
+
+
 def test_a_client_that_reads_too_slowly_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flm.proxy.respond.PACE_SECONDS", 0.05)
 

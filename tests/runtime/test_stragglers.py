@@ -12,9 +12,14 @@ PEER = ("127.0.0.1", 40_000)
 RATE = 64
 
 
-def judged(*samples: tuple[float, int, int]) -> list[list[tuple[str, int]]]:
+LONG = 1e9  # a send timeout that nobody reaches
+
+
+def judged(
+    *samples: tuple[float, int, int], rate: int = RATE, send_timeout: float = LONG
+) -> list[list[tuple[str, int]]]:
     """For each (time, waiting, acknowledged) of one peer: who is cut then."""
-    stragglers = Stragglers(RATE)
+    stragglers = Stragglers(rate, send_timeout)
     return [stragglers.judge([Backlog(PEER, waiting, acknowledged)], now) for now, waiting, acknowledged in samples]
 
 
@@ -40,8 +45,25 @@ def test_another_connection_from_the_same_port_begins_anew() -> None:
     assert judged((0, 99_999, 1000), (STALL_SECONDS, 99_999, 3)) == [[], []]
 
 
+def test_who_takes_nothing_for_the_send_timeout_is_cut_and_told_of_until_he_is_gone() -> None:
+    samples = ((0, 1, 10), (4, 1, 10), (5, 1, 10), (6, 1, 10))
+    assert judged(*samples, rate=0, send_timeout=5) == [[], [], [PEER], [PEER]]
+
+
+def test_who_takes_a_byte_has_the_whole_send_timeout_again() -> None:
+    assert judged((0, 9, 10), (4, 9, 11), (5, 9, 11), (8.9, 9, 11), (9, 9, 11), send_timeout=5)[2:] == [[], [], [PEER]]
+
+
+def test_who_has_taken_all_of_it_may_take_his_time() -> None:
+    assert judged((0, 9, 10), (4, 0, 19), (10, 9, 19), (14, 9, 19), send_timeout=5) == [[], [], [], []]
+
+
+def test_who_is_too_slow_in_both_ways_is_told_of_once() -> None:
+    assert judged((0, 99_999, 10), (STALL_SECONDS, 99_999, 10), send_timeout=STALL_SECONDS) == [[], [PEER]]
+
+
 def test_who_is_gone_is_forgotten() -> None:
-    stragglers = Stragglers(RATE)
+    stragglers = Stragglers(RATE, STALL_SECONDS)
     stragglers.judge([Backlog(PEER, 99_999, 0)], 0)
     stragglers.judge([], 10)
     assert stragglers.judge([Backlog(PEER, 99_999, 0)], STALL_SECONDS) == []

@@ -110,6 +110,7 @@ def test_the_document_and_its_descriptors_go_over_a_socket(tmp_path: Path) -> No
         connections=9,
         log_level="info",
         min_bytes_per_second=64,
+        send_timeout=60.0,
     )
     hand_over(ours, boot)
     received = take_over(theirs, 99)

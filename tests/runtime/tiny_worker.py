@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from flm.errors import RequestError, error_event
+from flm.runtime.listener import cut
 from flm.runtime.worker import ServedApp, Services, begin
 
 EVENT_SECONDS = 0.02
@@ -42,6 +43,9 @@ class TinyApp:
 
     def end_revoked(self) -> None:
         """This app asks for no keys."""
+
+    def cut_slow(self, client: tuple[str, str]) -> None:
+        cut(client)
 
     async def aclose(self) -> None:
         pass
