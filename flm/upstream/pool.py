@@ -1,7 +1,7 @@
-"""Connections to one engine: opened, kept alive, lent for one exchange, given back.
+"""Connections to one engine: kept alive, lent for one exchange, given back.
 
-Does not know what is asked (see `engines`), who asked, or how bytes are parsed (see `wire/http1`). It knows which
-failure is whose: refused is 503, everything after connecting that the engine does wrong is 502, lateness is 504.
+Does not know what is asked (see `engines`), who asked, how bytes are parsed (see `wire/http1`), nor how a connection
+comes to be (see `connector`). It knows which failures are the engine's.
 
 Strategy: last in, first out, so that the warmest connection is used and the rest age away. A request that a reused
 connection loses before a single byte of answer came is sent once more on a fresh one (RFC 9112 §9.3.1: the engine
@@ -11,9 +11,6 @@ closed an idle connection just then); never after a byte, never on a fresh conne
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import ssl
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final
@@ -21,18 +18,15 @@ from typing import Final
 from flm.config import IDLE_UPSTREAM_CONNECTIONS
 from flm.engines.base import UpstreamRequest
 from flm.errors import EngineTimeoutError, ErrorKind, Header, RequestError
-from flm.upstream.connection import RECEIVE_BYTES, Connection
-from flm.upstream.dial import dial
+from flm.upstream.connection import Connection
+from flm.upstream.connector import RETRY_AFTER, Connector
 from flm.upstream.draining import Drains
 from flm.upstream.timeouts import Timeouts
-from flm.upstream.tls import client_context, handshake_failure
 from flm.wire.http1 import LAST_CHUNK, Address, RequestWriter, chunk, parse_address
 
 __all__ = ["Pool", "Response", "Timeouts", "Upload"]
 
 _NOT_OF_THE_ENGINE: Final = frozenset({ErrorKind.OVERLOADED, ErrorKind.INVALID_REQUEST})
-_RETRY_AFTER: Final = ((b"retry-after", b"1"),)
-_NO_SOCKET: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 
 class Response:
@@ -173,16 +167,13 @@ class Pool:
     ) -> None:
         self._address: Address = parse_address(url)
         self._writer = RequestWriter(self._address, credential)
-        self._ca = ca
-        self._server_name = server_name or self._address.host
+        self._connector = Connector(self._address, ca=ca, server_name=server_name, seconds=timeouts.connect)
         self._idle_seconds = idle_seconds
         self._timeouts = timeouts
         self._max_in_flight = max_in_flight
         self._on_failure = on_failure
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._waiting: list[Connection] = []
         self._open: set[Connection] = set()
-        self._tls: ssl.SSLContext | None = None
         self._drains = Drains(drain_seconds, self._drained)
         self._closed = self._ending = False
         self.in_flight = 0
@@ -233,7 +224,7 @@ class Pool:
         total_at = self._total_at(loop)
         self.in_flight += 1
         try:
-            connection = await self._connect(loop, total_at)
+            connection = await self._connect(total_at)
             connection.begin_upload(method, head, self._timeouts, total_at)
         except BaseException as error:
             self.in_flight -= 1
@@ -245,7 +236,7 @@ class Pool:
     def _check_room(self) -> None:
         if self._max_in_flight and self.in_flight >= self._max_in_flight:
             message = f"the engine at {self.origin} already has {self._max_in_flight} requests; try again shortly"
-            raise RequestError(ErrorKind.OVERLOADED, message, headers=_RETRY_AFTER)
+            raise RequestError(ErrorKind.OVERLOADED, message, headers=RETRY_AFTER)
 
     def _total_at(self, loop: asyncio.AbstractEventLoop) -> float:
         return loop.time() + self._timeouts.total if self._timeouts.total else float("inf")
@@ -261,7 +252,7 @@ class Pool:
             except RequestError as error:
                 if not connection.unanswered or error.kind is not ErrorKind.ENGINE_ERROR:
                     raise
-        connection = await self._connect(loop, total_at)
+        connection = await self._connect(total_at)
         await self._attempt(connection, request, head, total_at)
         return connection
 
@@ -285,56 +276,10 @@ class Pool:
                 return connection
         return None
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop, total_at: float) -> Connection:
-        address = self._address
-        left = max(total_at - loop.time(), 0)
-        limit, seconds = ("total", left) if left < self._timeouts.connect else ("connect", self._timeouts.connect)
-        secure = await self._tls_context() if address.scheme == "https" else None
-
-        async def attempt(host: str) -> Connection:
-            _, connection = await loop.create_connection(
-                lambda: Connection(loop, self._buffer, address.origin, self._on_lost),
-                host,
-                address.port,
-                ssl=secure,
-                server_hostname=self._server_name if secure else None,
-            )
-            return connection
-
-        try:
-            async with asyncio.timeout(seconds):
-                # A host name is resolved in here, at each connect, and only what came of it is dialled.
-                connection = await dial(address.host, address.port, attempt, Connection.abort, seconds)
-        except TimeoutError:
-            what = "accept a connection and finish its TLS handshake" if secure else "accept a connection"
-            or_else = ", or it does not speak TLS; then use http://" if secure else ""
-            late = f"the engine at {address.origin} did not {what} within {round(seconds, 1):g} s{or_else}"
-            raise EngineTimeoutError(late, limit) from None
-        except OSError as error:
-            raise self._no_tls(error) if secure and _in_handshake(error) else self._unreachable(error) from None
+    async def _connect(self, total_at: float) -> Connection:
+        connection = await self._connector.connect(total_at, self._on_lost)
         self._open.add(connection)
         return connection
-
-    async def _tls_context(self) -> ssl.SSLContext:
-        if self._tls is None:  # reads the system's certificates: not on the loop
-            try:
-                self._tls = await asyncio.to_thread(client_context, self._ca)
-            except (ssl.SSLError, TypeError, ValueError):
-                message = f"the CA certificates kept for the engine at {self.origin} cannot be read; register it anew"
-                raise RequestError(ErrorKind.ENGINE_ERROR, message) from None
-        return self._tls
-
-    def _no_tls(self, error: OSError) -> RequestError:
-        reason = handshake_failure(error, self._address.authority, own_ca=self._ca is not None)
-        return RequestError(ErrorKind.ENGINE_ERROR, f"no TLS connection to the engine at {self.origin}: {reason}")
-
-    def _unreachable(self, error: OSError) -> RequestError:
-        if error.errno in _NO_SOCKET:
-            message = "FLM has no free socket for the engine; too many connections are open"
-            return RequestError(ErrorKind.OVERLOADED, message, headers=_RETRY_AFTER)
-        reason = "the connection was refused" if isinstance(error, ConnectionRefusedError) else _words(error)
-        message = f"nothing answers at {self.origin} ({reason}); is the engine running?"
-        return RequestError(ErrorKind.ENGINE_UNAVAILABLE, message, headers=_RETRY_AFTER)
 
     # --- for Response and Connection ---------------------------------------------------------------------------------
 
@@ -389,13 +334,3 @@ class Pool:
         await self._drains.close()
         for connection in ending:
             await connection.lost
-
-
-def _words(error: OSError) -> str:
-    """The system's own: event loops add the address they dialled."""
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-
-
-def _in_handshake(error: OSError) -> bool:
-    """Whether an error came after the connection was accepted: in TLS, or by its end."""
-    return isinstance(error, (ssl.SSLError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError))
