@@ -15,7 +15,7 @@ import pytest
 from flm.errors import CommandError
 from flm.store import settings
 from flm.store.database import open_config
-from tests.runtime.harness import ROOT, Load, Running, alive, get, only_ok, run, running, until
+from tests.runtime.harness import ROOT, Load, Running, alive, get, only_ok, prepare, run, running, until
 from tests.runtime.lingering_worker import LEAVE_TO_GO_ON
 
 IMPORTS_IN_A_RESTART = 12  # it takes about four times as long as one
@@ -55,6 +55,26 @@ async def imported() -> float:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import flm.runtime.startup", cwd=ROOT)
     assert await process.wait() == 0
     return time.monotonic() - began
+
+
+@pytest.mark.parametrize("op", ["reload", "restart"])
+def test_what_is_asked_while_the_first_workers_start_waits_for_them(tmp_path: Path, op: str) -> None:
+    """They end all workers that wait for a document; a restart then waited half a minute for its own, and was off."""
+
+    async def main() -> None:
+        proxy = prepare(tmp_path, "tests.runtime.slow_worker")
+        starting = asyncio.create_task(proxy.start())
+        try:
+            while not (found := await proxy.service.status()) or found[0].state != "starting":
+                assert not starting.done()
+            changed = await getattr(proxy.service, op)()
+            started = await starting
+            assert (changed.pid, changed.generation) == (started.pid, 2)
+            assert (await get(proxy.port)).startswith(b"HTTP/1.1 200")
+        finally:
+            await proxy.service.stop(now=True)
+
+    run(main)
 
 
 def test_restart_is_quick(tmp_path: Path) -> None:
