@@ -105,7 +105,7 @@ def write_new_file(path: Path, data: bytes) -> bool:
     try:
         with _written_beside(path, data) as temporary:
             os.link(temporary, path, follow_symlinks=False)
-        sync_folder(path.parent)
+        sync(path.parent)
     except FileExistsError:
         return False
     except OSError as error:
@@ -122,14 +122,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         with _written_beside(path, data) as temporary:
             os.rename(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise _refused_by_system("written", path, error) from None
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # through links: a folder may be what somebody has named
     try:
         os.fsync(descriptor)
     finally:

@@ -25,7 +25,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from flm import __version__
-from flm.disk.private import create_file, secure_folder, sync_folder
+from flm.disk.private import create_file, secure_folder, sync
 from flm.errors import CommandCode, CommandError
 from flm.runtime import instance, memory
 from flm.services import backup_certs
@@ -196,7 +196,7 @@ def _write(output: Path, parts: Sequence[bytes | Path], length: int, secret: Sec
             os.fsync(file.fileno())
             size = file.tell()
         os.link(waiting, output, follow_symlinks=False)  # never over a file that came meanwhile
-        sync_folder(output.parent)
+        sync(output.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(waiting)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from flm.disk.private import secure_file, sync_folder
+from flm.disk.private import secure_file, sync
 from flm.errors import CommandCode, CommandError
 from flm.store import opening
 from flm.store.audit import AUDIT
@@ -101,7 +101,7 @@ def _set_aside(path: Path, why: str) -> None:
         for suffix in (*_COMPANIONS, ""):  # the database last: until then it is found, and set aside, again
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise CommandError(CommandCode.IO_ERROR, f"{path} cannot be set aside: {error.strerror or error}") from None
     log.warning("a new audit log is begun: %s; the former one is kept as %s", why, aside)

@@ -10,17 +10,16 @@ Knows files, no key and no setting. Blocking.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from flm.disk.private import create_file, read_file, secure_file, write_new_file
+from flm.disk.private import read_file, secure_file, sync, write_new_file
 from flm.errors import CommandCode, CommandError
 from flm.store.audit import AUDIT
 from flm.store.folder import Folder
 from flm.store.inspection import inspect, uri
-from flm.store.opening import migrate, open_by_itself, open_connection
+from flm.store.opening import copy_pages, migrate, open_by_itself, open_connection
 from flm.store.pepper import PEPPER_BYTES, load_pepper
 from flm.store.schema import CONFIG, SCHEMAS, SECURITY, Schema
 from flm.store.swap import AUDIT_LOG
@@ -81,7 +80,7 @@ def verify(staged: Path) -> int:
     if keys and len(_pepper(staged)) != PEPPER_BYTES:
         raise CommandError(CommandCode.IO_ERROR, f"the pepper in {staged} is damaged or missing; nothing was replaced")
     for path in (*staged.rglob("*"), staged):
-        _sync(path)
+        sync(path)
     return keys
 
 
@@ -108,12 +107,7 @@ def _opened(folder: Folder, schema: Schema) -> Iterator[sqlite3.Connection]:
 
 
 def _copy(source: sqlite3.Connection, path: Path) -> None:
-    os.close(create_file(path))
-    target = sqlite3.connect(uri(path, "mode=rw"), uri=True)
-    try:
-        source.backup(target)
-    finally:
-        target.close()
+    copy_pages(source, path)
     _fold(path)
 
 
@@ -137,11 +131,3 @@ def _keys(path: Path) -> int:
 
 def _pepper(folder: Path) -> bytes:
     return read_file(folder / "pepper", PEPPER_BYTES + 1) or b""
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from flm.disk.private import create_file, secure_file, secure_folder, sync_folder
+from flm.disk.private import create_file, secure_file, secure_folder, sync
 from flm.errors import CommandCode, CommandError
 from flm.store.folder import Folder, locked
 from flm.store.inspection import BUSY_SECONDS, inspect, uri
@@ -150,9 +150,9 @@ def _create(folder: Folder) -> None:
         with contextlib.suppress(FileExistsError):
             os.close(create_file(path))
         migrate(path, schema)
-        sync_folder(path.parent)
+        sync(path.parent)
     os.unlink(marker)
-    sync_folder(folder.root)
+    sync(folder.root)
 
 
 def _refuse_a_loss(folder: Folder) -> None:
@@ -241,11 +241,16 @@ def _keep_copy(connection: sqlite3.Connection, path: Path, version: int) -> None
     partial = copy.with_name(copy.name + ".partial")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(partial)
-    os.close(create_file(partial))
-    target = sqlite3.connect(uri(partial, "mode=rw"), uri=True)
+    copy_pages(connection, partial)
+    os.rename(partial, copy)
+    sync(path.parent)
+
+
+def copy_pages(connection: sqlite3.Connection, path: Path) -> None:
+    """Write what a connection reads into a new file, which is a database of its own. Raises sqlite3.Error, IO_ERROR."""
+    os.close(create_file(path))
+    target = sqlite3.connect(uri(path, "mode=rw"), uri=True)
     try:
         connection.backup(target)
     finally:
         target.close()
-    os.rename(partial, copy)
-    sync_folder(path.parent)

@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from flm.disk.locks import holding
-from flm.disk.private import create_file, read_file, secure_file, secure_folder, sync_folder, write_new_file
+from flm.disk.private import create_file, read_file, secure_file, secure_folder, sync, write_new_file
 from flm.errors import CommandCode, CommandError
 from flm.store.folder import LOCK_SECONDS, Folder, locked
 from flm.store.inspection import BUSY_SECONDS, uri
@@ -120,7 +120,7 @@ def replace(folder: Folder, staged: Path, kept: Path, gone: Collection[str] = ()
             shutil.rmtree(kept, ignore_errors=True)
             raise
         with contextlib.suppress(OSError):  # it is done; a power cut before it is on disk brings back the old, whole
-            sync_folder(folder.root)
+            sync(folder.root)
         shutil.rmtree(staged, ignore_errors=True)
         if not had:
             kept.rmdir()
@@ -161,7 +161,7 @@ def _put_in_place(folder: Folder, staged: Path, concerned: Mapping[str, Path]) -
                     os.unlink(each)
         if is_new:
             _place(staged / name, path)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def _make_parents(root: Path, path: Path) -> None:
@@ -170,7 +170,7 @@ def _make_parents(root: Path, path: Path) -> None:
     for each in within or [path.parent]:
         if within or not each.is_dir():
             secure_folder(each)
-            sync_folder(each.parent)
+            sync(each.parent)
 
 
 def _keep(folder: Folder, kept: Path, concerned: Mapping[str, Path]) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ def _keep(folder: Folder, kept: Path, concerned: Mapping[str, Path]) -> tuple[st
     absent = [name for name in concerned if name not in members(folder) and name not in there]
     if had and absent:
         write_new_file(kept / ABSENT, msgspec.json.encode(absent))
-    sync_folder(kept)
+    sync(kept)
     return tuple(had)
 
 
@@ -247,9 +247,9 @@ def _undo(folder: Folder) -> None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(target)
         if path.parent.is_dir():
-            sync_folder(path.parent)
+            sync(path.parent)
     os.unlink(folder.root / JOURNAL)
-    sync_folder(folder.root)
+    sync(folder.root)
     shutil.rmtree(kept, ignore_errors=True)
     shutil.rmtree(folder.root / Path(journal.staged).name, ignore_errors=True)
 

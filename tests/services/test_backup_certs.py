@@ -338,6 +338,8 @@ def test_a_root_that_is_being_replaced_is_waited_for(
     assert "certs/root.pem" in made[0].contains
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a disk that others use, too, takes its time for each fsync
 @pytest.mark.parametrize("how", ["kill", "full"])
 def test_cut_off_at_any_step_it_leaves_the_old_or_the_new(folder: Folder, tmp_path: Path, how: str) -> None:
     """Whoever looks next is a command about the databases, or one about the root; and neither finds a mixture."""
@@ -349,12 +351,15 @@ def test_cut_off_at_any_step_it_leaves_the_old_or_the_new(folder: Folder, tmp_pa
     LocalAuthority(fresh.certs).root(NOW)
     write_atomically(fresh.certs / CA / "account.json", account())
     old, new = (["old"], worth_keeping(fresh)), (["new"], worth_keeping(folder))
-    seen, in_a_row = [], 0
-    for step in range(1, 2000):
+    seen, in_a_row, step = [], 0, 0
+    begun = False
+    while step < 2000:
+        step += 1 if begun else 4  # until there is something to keep nothing was touched
         victim = _at(tmp_path / f"victim{step}")
         shutil.copytree(fresh.root, victim.root)
         ended = cut_off(lambda at=victim: BackupService(at)._restore(file, SECRET), step, how, CommandError)
         assert ended != BROKE
+        begun = bool(list(victim.root.glob("before-restore-*")))
         exported = asyncio.run(CertsService(victim, lambda: NOW).export()).pem if step % 2 else ""
         found = (labels(victim), worth_keeping(victim))
         assert found in ((old, new) if how == "kill" else (new,) if ended == FINISHED else (old,)), step
@@ -371,7 +376,7 @@ def test_cut_off_at_any_step_it_leaves_the_old_or_the_new(folder: Folder, tmp_pa
         shutil.rmtree(victim.root)
     assert old in seen
     assert new in seen
-    assert len(seen) > 90
+    assert len(seen) > 60
 
 
 def _at(root: Path) -> Folder:
