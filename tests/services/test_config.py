@@ -141,7 +141,7 @@ def test_what_a_change_takes_is_what_the_code_does(key: str) -> None:
     elif mentioned(key, "runtime/generations.py"):
         expected = "reload"
     else:
-        assert mentioned(key, "runtime/supervisor.py", "runtime/journal.py"), "nobody reads it"
+        assert mentioned(key, "runtime/supervisor.py", "runtime/parts.py", "runtime/journal.py"), "nobody reads it"
         expected = "restart"  # the journal is opened by a start and by a restart
     assert SETTINGS[key].effect == expected
 
