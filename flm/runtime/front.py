@@ -247,7 +247,8 @@ class Front:
     def error(self) -> str | None:
         """What went wrong last, while it is not mended."""
         renewal = self._keeper.last_error if self._keeper is not None else None
-        return renewal or self.last_error
+        line = self.line()
+        return renewal or self.last_error or (line.last_error if line is not None else None)
 
     async def _renew(self) -> None:
         while True:

@@ -15,7 +15,7 @@ import msgspec
 
 from flm.errors import CommandError
 from flm.runtime.loglines import timestamp
-from flm.services.notice import running_proxy
+from flm.services.notice import Served, running_proxy
 from flm.store import certificates as rows
 from flm.store.certificates import CertificateRow
 from flm.store.database import open_security
@@ -59,11 +59,15 @@ async def certificates_of(folder: Folder) -> list[Certificate]:
         found = [_shown(row) for row in await rows.read_all(database)]
     local = await asyncio.to_thread(_local, folder)
     running = await running_proxy(folder)
-    served = running.certificate.fingerprint if running is not None and running.certificate is not None else None
-    return [
-        msgspec.structs.replace(each, served=served is not None and each.fingerprint == served)
-        for each in (*found, *([local] if local is not None else []))
-    ]
+    line = running.certificate if running is not None else None
+    return [_as_served(each, line) for each in (*found, *([local] if local is not None else []))]
+
+
+def _as_served(each: Certificate, line: Served | None) -> Certificate:
+    """`each`; the one that is served with what only its proxy knows: that the clock is wrong, or the disk full."""
+    if line is None or line.fingerprint is None or each.fingerprint != line.fingerprint:
+        return each
+    return msgspec.structs.replace(each, served=True, last_error=each.last_error or line.last_error)
 
 
 def _shown(row: CertificateRow) -> Certificate:

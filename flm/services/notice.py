@@ -23,8 +23,11 @@ LOOK_SECONDS: Final = 5.0  # for what a proxy that is alive says from memory
 log = logging.getLogger("flm.proxy")
 
 
-class _Served(msgspec.Struct):
+class Served(msgspec.Struct):
+    """Of the certificate: which it is, and what is wrong with it."""
+
     fingerprint: str | None = None
+    last_error: str | None = None
 
 
 class Running(msgspec.Struct):
@@ -32,7 +35,7 @@ class Running(msgspec.Struct):
     `overrides`: the settings that it has from its start, whatever is stored."""
 
     overrides: dict[str, Override] = {}
-    certificate: _Served | None = None
+    certificate: Served | None = None
 
 
 async def running_proxy(folder: Folder) -> Running | None:

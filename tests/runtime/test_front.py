@@ -77,6 +77,21 @@ def test_a_reload_in_the_middle_of_a_renewal_is_not_undone_by_it() -> None:
     asyncio.run(main())
 
 
+def test_what_is_wrong_with_what_is_served_is_the_proxys_last_error() -> None:
+    class Early(Renewed):
+        def line(self) -> CertificateLine | None:
+            return CertificateLine("https-acme", [], None, None, None, None, None, None, "the clock", True, None)
+
+    async def main() -> None:
+        front = Front(lambda mode, site: Early(), lambda tls, seconds: asyncio.sleep(0))
+        assert front.error() is None
+        await front.adopt(settings("1.3"), "https-acme", Tls(pair().pem, "1.3", ("a.example",), hsts=True), [])
+        assert front.error() == "the clock"
+        await front.close()
+
+    asyncio.run(main())
+
+
 def test_a_fallback_to_plain_http_is_told_after_a_restart_too() -> None:
     async def main() -> None:
         front = Front(lambda mode, site: Renewed(), lambda tls, seconds: asyncio.sleep(0))

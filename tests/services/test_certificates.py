@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from flm.services import certificates
+from flm.services.notice import Running, Served
 from flm.services.security import SecurityService
 from flm.store import certificates as rows
 from flm.store.certificates import CertificateRow
 from flm.store.database import open_security
-from flm.store.folder import Folder
+from flm.store.folder import Folder, locate
 from tests.runtime.harness import running
 
 OF_AN_AUTHORITY = CertificateRow(
@@ -49,6 +52,25 @@ def test_the_one_that_is_served_is_marked_and_reads_as_in_the_status(tmp_path: P
             assert {"not_before", "not_after", "renew_after", "fingerprint"} <= common
             assert {name: said[name] for name in common} == {name: listed[name] for name in common}
         assert [each.served for each in await service.certificates()] == [False, False]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "served", "told"), [(OF_AN_AUTHORITY.fingerprint, True, "the clock"), ("cd" * 32, False, None)]
+)
+def test_what_only_the_proxy_knows_of_the_one_it_serves_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fingerprint: str, served: bool, told: str | None
+) -> None:
+    async def proxy(_folder: Folder) -> Running:
+        return Running(certificate=Served(fingerprint, "the clock"))
+
+    async def main() -> None:
+        folder = locate({"FLM_HOME": str(tmp_path)})
+        await record(folder)
+        monkeypatch.setattr(certificates, "running_proxy", proxy)
+        (public,) = await SecurityService(folder).certificates()
+        assert (public.served, public.last_error) == (served, told)
 
     asyncio.run(main())
 
