@@ -338,6 +338,27 @@ def test_a_root_that_is_being_replaced_is_waited_for(
     assert "certs/root.pem" in made[0].contains
 
 
+def test_what_is_kept_and_what_is_new_is_on_the_disk_before_the_journal_says_so(
+    folder: Folder, other: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder, "new")
+    fill(other, "old")
+    create(folder, tmp_path / "b")
+    steps: list[Path] = []
+    journal = other.root / swap.JOURNAL
+    sync, write, unlink = swap.sync, swap.write_new_file, os.unlink
+    monkeypatch.setattr(swap, "sync", lambda path: (steps.append(path), sync(path))[1])
+    monkeypatch.setattr(swap, "write_new_file", lambda path, data: (steps.append(path), write(path, data))[1])
+    monkeypatch.setattr(os, "unlink", lambda path, **options: (steps.append(Path(path)), unlink(path, **options))[1])
+    kept = Path(restore(other, tmp_path / "b").kept or "")
+    begins, ends = (number for number, step in enumerate(steps) if step == journal)
+    kept_in = {kept, *(path.parent for path in kept.rglob("*"))}
+    assert kept_in == {kept, kept / "certs", kept / "certs/acme", kept / "certs" / CA}
+    assert kept_in <= set(steps[:begins])
+    new_in = {other.root, other.certs, other.certs / "acme", other.certs / CA}
+    assert new_in <= set(steps[begins:ends])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a disk that others use, too, takes its time for each fsync
 @pytest.mark.parametrize("how", ["kill", "full"])
