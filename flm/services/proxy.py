@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import signal
-import ssl
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -27,27 +23,30 @@ from flm.config import Value
 from flm.disk.private import secure_folder
 from flm.errors import CommandCode, CommandError
 from flm.runtime import control, instance
-from flm.runtime.boot import WORKER_MODULE, Given, SupervisorBoot, pack
-from flm.runtime.control import Answer, Request
-from flm.runtime.environment import of_supervisor
+from flm.runtime.boot import WORKER_MODULE, Given, SupervisorBoot
+from flm.runtime.control import Request
 from flm.runtime.given import settings_of
 from flm.runtime.given import take_given as take_given
-from flm.runtime.handle import Access, CertificateLine, url_host
+from flm.runtime.handle import Access, url_host
 from flm.runtime.handle import Handle as Handle
 from flm.runtime.instance import Instance
 from flm.runtime.memory import orphans
-from flm.runtime.succession import MODULE
+from flm.services.launch import (
+    GONE_SECONDS,
+    POLL_SECONDS,
+    START_SECONDS,
+    AnotherCertificateError,
+    Step,
+    did_not_start,
+    health,
+    launch,
+    within,
+)
 from flm.store.folder import Folder
 
-START_SECONDS: Final = 120.0  # of silence: workers have 60 s, databases may have to migrate, a CA has 90 s
 CHANGE_SECONDS: Final = 180.0  # pre-flight check, exec and new workers, each with a bound of its own
 RESPONSE_SECONDS: Final = 10.0  # of a supervisor that is alive; longer, and it is taken for hung
 STOP_SECONDS: Final = 90_000.0  # `proxy.stop_timeout_seconds` may be a day, and the supervisor bounds it
-GONE_SECONDS: Final = 10.0  # from a supervisor's last word, or its death, to the last process's end
-_POLL_SECONDS: Final = 0.01
-_REPORT_BYTES: Final = 1_048_576
-
-Step = Callable[[str, str], None]
 
 log = logging.getLogger("flm.proxy")
 
@@ -97,7 +96,8 @@ class ProxyService:
         """
         lock = await self._take_lock()
         try:
-            handle = await self._launch({**settings_of(given), **(flags or {})}, lock, step or _keep_quiet, given)
+            boot = self._boot({**settings_of(given), **(flags or {})}, lock, daemon=True, given=given)
+            handle = await launch(boot, step or _keep_quiet)
         finally:
             os.close(lock)
         await self._prove(handle)
@@ -226,15 +226,7 @@ class ProxyService:
             )
         return Started(**msgspec.structs.asdict(handle), key=key.key if key else msgspec.UNSET)
 
-    def _boot(
-        self,
-        flags: dict[str, Value],
-        lock: int,
-        *,
-        daemon: bool,
-        report: int | None = None,
-        given: Sequence[Given] = (),
-    ) -> SupervisorBoot:
+    def _boot(self, flags: dict[str, Value], lock: int, *, daemon: bool, given: Sequence[Given]) -> SupervisorBoot:
         folder = self._folder
         return SupervisorBoot(
             root=str(folder.root),
@@ -243,73 +235,9 @@ class ProxyService:
             flags=flags,
             lock_fd=lock,
             daemon=daemon,
-            report_fd=report,
             worker_module=self._worker_module,
             given=tuple(given),
         )
-
-    async def _launch(self, flags: dict[str, Value], lock: int, step: Step, given: Sequence[Given]) -> Handle:
-        reading, writing = os.pipe()
-        with open(reading, "rb", buffering=0) as report:  # noqa: ASYNC230 - a pipe that is open already
-            boot = self._boot(flags, lock, daemon=True, report=writing, given=given)
-            inherited = (lock, writing, *(each.descriptor for each in given))
-            spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, boot, inherited))
-            try:
-                await asyncio.shield(spawning)
-            finally:
-                await asyncio.wait([spawning])  # also when cancelled: the thread uses these descriptors
-                os.close(writing)
-            return await self._await_report(report, step)
-
-    def _spawn(self, boot: SupervisorBoot, inherited: tuple[int, ...]) -> None:
-        """Start the supervisor. The process started only forks and ends, so that the supervisor is nobody's child."""
-        document = pack(boot)
-        try:
-            subprocess.run(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-P", "-m", MODULE, str(document)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=of_supervisor(os.environ),
-                pass_fds=(document, *inherited),
-                start_new_session=True,
-                cwd=self._folder.root,
-                check=False,  # how it went stands in the report
-            )
-        finally:
-            os.close(document)
-
-    async def _await_report(self, report: BinaryIO, step: Step) -> Handle:
-        """The report: the supervisor's pid, what it is at if that takes its time, and how the start went."""
-        reader = asyncio.StreamReader(limit=_REPORT_BYTES)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), report
-        )
-        pid: int | None = None
-        try:
-            async with asyncio.timeout(START_SECONDS) as limit:
-                pid = (await _read_answer(reader)).data
-                while (answer := await _read_answer(reader)).step:
-                    limit.reschedule(asyncio.get_running_loop().time() + START_SECONDS)
-                    step(answer.step, answer.message or "")
-        except BaseException as error:
-            if pid is not None:
-                await self._undo(pid)
-            if isinstance(error, TimeoutError):
-                raise _did_not_start(f"nothing was heard of it for {START_SECONDS:g} s") from None
-            raise
-        finally:
-            transport.close()
-        if not answer.ok:
-            raise CommandError(CommandCode(answer.code), answer.message or "the start failed without a reason")
-        return _handle(answer.data)
-
-    async def _undo(self, pid: int) -> None:
-        """A start that nobody waits for any more leaves nothing behind."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-            if not await _within(GONE_SECONDS, lambda: instance.identify(pid) is None):
-                os.kill(pid, signal.SIGKILL)
 
     async def _prove(self, handle: Handle) -> None:
         """One request, as a client would send it."""
@@ -318,16 +246,16 @@ class ProxyService:
         try:
             async with asyncio.timeout(RESPONSE_SECONDS):
                 try:
-                    status = await _health(host, int(port), handle.certificate)
-                except _AnotherCertificateError:  # perhaps a newer one, since it said that it was ready
+                    status = await health(host, int(port), handle.certificate)
+                except AnotherCertificateError:  # perhaps a newer one, since it said that it was ready
                     found = await self.status()
-                    status = await _health(host, int(port), found[0].certificate) if found else b"it has ended"
+                    status = await health(host, int(port), found[0].certificate) if found else b"it has ended"
         except (OSError, TimeoutError) as error:
             status = str(error).encode()
         if not status.startswith((b"HTTP/1.1 200", b"HTTP/1.1 403")):  # 403: the policy shuts this machine out
             await self.stop(now=True)
             answer = status.decode("latin-1").strip()
-            raise _did_not_start(f"a request to {handle.listen_addr} did not succeed: {answer}")
+            raise did_not_start(f"a request to {handle.listen_addr} did not succeed: {answer}")
 
     # --- asking ------------------------------------------------------------------------------------------------
 
@@ -370,7 +298,7 @@ class ProxyService:
                     found = await asyncio.to_thread(instance.running, self._folder.run)
                     if found is not None:
                         return found
-                    await asyncio.sleep(_POLL_SECONDS)
+                    await asyncio.sleep(POLL_SECONDS)
         await asyncio.to_thread(instance.refuse_unseen, self._folder.run)
         raise CommandError(
             CommandCode.PROXY_NOT_RUNNING,
@@ -386,60 +314,15 @@ class ProxyService:
             another = now is not None and now.id != found.id
             return another or not (instance.is_locked(run) or orphans(run))
 
-        if not await _within(GONE_SECONDS, gone):
+        if not await within(GONE_SECONDS, gone):
             raise CommandError(
                 CommandCode.IO_ERROR,
                 f"the proxy (pid {found.pid}) said that it stopped, and lives; end it with kill -9",
             )
 
 
-class _AnotherCertificateError(OSError):
-    """Met at the proxy's address."""
-
-
-async def _health(host: str, port: int, certificate: CertificateLine | None) -> bytes:
-    """The first line of the answer to /health. Raises OSError, also for another certificate than the proxy's own."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if certificate is not None else None
-    if context is not None:
-        context.check_hostname = False  # allowed unverified-tls: the very certificate is known
-        context.verify_mode = ssl.CERT_NONE  # allowed unverified-tls: idem
-    reader, writer = await asyncio.open_connection(host, port, ssl=context)
-    try:
-        met = writer.get_extra_info("ssl_object")
-        if certificate is not None:
-            fingerprint = hashlib.sha256(met.getpeercert(binary_form=True)).hexdigest()
-            if fingerprint != certificate.fingerprint:
-                raise _AnotherCertificateError("another certificate than the proxy's own is served there")
-        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        return await reader.readline()
-    finally:
-        writer.transport.abort()
-
-
-async def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether a condition, of which nobody is told, came true within this time."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    while not condition():
-        if loop.time() > deadline:
-            return False
-        await asyncio.sleep(_POLL_SECONDS)
-    return True
-
-
-async def _read_answer(reader: asyncio.StreamReader) -> Answer:
-    line = await reader.readline()
-    if not line:
-        raise _did_not_start("it ended, or was stopped, before it was ready; its log may say why")
-    return msgspec.json.decode(line, type=Answer)
-
-
 def _keep_quiet(_step: str, _detail: str) -> None:
     """Nobody asked."""
-
-
-def _did_not_start(reason: str) -> CommandError:
-    return CommandError(CommandCode.PROXY_INVALID_CONFIG, f"the proxy did not start: {reason}")
 
 
 def _hung(found: Instance) -> CommandError:
