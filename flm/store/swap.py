@@ -189,8 +189,8 @@ def _keep(folder: Folder, kept: Path, concerned: Mapping[str, Path]) -> tuple[st
     absent = [name for name in concerned if name not in members(folder) and name not in there]
     if had and absent:
         write_new_file(kept / ABSENT, msgspec.json.encode(absent))
-    for each in {kept, *((kept / name).parent for name in had)}:
-        sync(each)
+    for changed in {kept, *((kept / name).parent for name in had)}:
+        sync(changed)
     return tuple(had)
 
 
