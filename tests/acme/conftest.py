@@ -77,7 +77,7 @@ def client(tmp_path: Path) -> NewClient:
     """Makes a client of a CA or of a front: `async with client(ca) as …`."""
 
     def make(of: Ca | Front, name: str = "acme") -> Client:
-        http_port = of.http_port if isinstance(of, Ca) else of.ca.http_port
-        return Client(tmp_path / name, of.directory, of.ca_file, http_port)
+        ca = of if isinstance(of, Ca) else of.ca
+        return Client(tmp_path / name, of.directory, of.ca_file, ca.http_port, ca.lasting)
 
     return make

@@ -31,10 +31,11 @@ SECONDS = 40.0  # of an attempt; none of them needs it
 class Client:
     """One server that wants certificates, with its folder and its port 80 (`port`; 0: one of the kernel's choice)."""
 
-    def __init__(self, folder: Path, directory: str, ca_file: Path, port: int = 0) -> None:
+    def __init__(self, folder: Path, directory: str, ca_file: Path, port: int = 0, profile: str = "") -> None:
         self.folder = folder
         self.directory = directory
         self.ca_file = ca_file
+        self.profile = profile
         self.steps: list[tuple[str, str]] = []
         self.published: list[str] = []
         self.looks: list[str] = []
@@ -76,6 +77,7 @@ class Client:
             "directory": self.directory,
             "ca_bundle": str(self.ca_file),
             "names": list(names) or [NAME],
+            "profile": self.profile,
             "folder": str(self.folder),
             "seconds": SECONDS,
         }

@@ -67,6 +67,8 @@ class Ca:
     certificate: Path
     """Pebble's own certificate with its key: a front before it may show the same."""
     context: ssl.SSLContext = field(repr=False)
+    lasting: str = ""
+    """Of several profiles the one that is valid longest: an order without any gets one by chance."""
 
     @property
     def port(self) -> int:
@@ -118,12 +120,14 @@ def running(
     blocked: tuple[str, ...] = (),
     eab: Mapping[str, str] | None = None,
     strict: bool = True,
+    more: Mapping[str, object] | None = None,
     **environment: object,
 ) -> Iterator[Ca]:
     """A CA whose files are at `at`, a folder that is not there yet.
 
     `retry_after`: seconds for authorizations and orders. `blocked`: names it refuses. `eab`: key id to base64url key of
-    external account bindings, which it then demands. `environment`: WFE_NONCEREJECT, VA_NOSLEEP, …, without PEBBLE_.
+    external account bindings, which it then demands. `more`: further settings of its file, by name. `environment`:
+    WFE_NONCEREJECT, VA_NOSLEEP, …, without PEBBLE_.
     """
     if not locations.is_built(folder()):
         pytest.skip("needs Pebble: `make pebble` builds it")
@@ -131,12 +135,14 @@ def running(
     authority = Authority(at / "authority", "CA of the tests' CA")
     pair = authority.issue("DNS:localhost,IP:127.0.0.1")
     ports = dict(zip(_LISTENING, free_ports(len(_LISTENING)), strict=True))
-    settings = _settings(ports, pair) | {
+    settings: dict[str, object] = {
+        **_settings(ports, pair),
         "externalAccountBindingRequired": eab is not None,
         "externalAccountMACKeys": dict(eab or {}),
         "domainBlocklist": list(blocked),
         "retryAfter": {"authz": retry_after[0], "order": retry_after[1]},
         "profiles": dict(profiles or {}),
+        **(more or {}),
     }
     (at / "pebble.json").write_text(json.dumps({"pebble": settings}))
     api = [folder() / "bin/pebble", "-config", at / "pebble.json", "-dnsserver", f"127.0.0.1:{ports['dns']}"]
@@ -150,7 +156,10 @@ def running(
         _await(resolver, ports["dns-management"], at / "dns.log")
         _await(server, ports["management"], at / "pebble.log")
         _await(server, ports["api"], at / "pebble.log")
-        yield _described(at, authority, pair, ports)
+        ca = _described(at, authority, pair, ports)
+        lengths = {name: int(str(each.get("validityPeriod", 0))) for name, each in (profiles or {}).items()}
+        ca.lasting = max(lengths, key=lambda name: lengths[name], default="")
+        yield ca
 
 
 def _settings(ports: Mapping[str, int], pair: Path) -> dict[str, object]:
