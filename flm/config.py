@@ -326,7 +326,7 @@ def _allowed(spec: Setting) -> str:
     if spec.kind == "list":
         return f"a list of `{spec.shape}` with commas between ({spec.meaning})"
     noun = "a whole number" if spec.kind == "integer" else "a number"
-    return f"{noun} from {spec.minimum:g} to {spec.maximum:g}"
+    return f"{noun} from {spec.minimum:.14g} to {spec.maximum:.14g}"
 
 
 def resolve(

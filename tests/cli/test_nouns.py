@@ -46,6 +46,10 @@ class TestConfig:
     def test_a_negative_value_is_a_value(self, flm: Flm) -> None:
         assert flm("config", "set", "proxy.port", "-5").error[0] in ("CONFIG_INVALID", "USAGE")
 
+    def test_bounds_are_told_in_whole(self, flm: Flm) -> None:
+        assert "from 65536 to 1099511627776, not" in flm("config", "set", "audit.max_bytes", "1").error[1]
+        assert "from 0.001 to 36500, not" in flm("config", "set", "audit.retention_days", "0").error[1]
+
     def test_the_environment_shows(self, flm: Flm, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FLM_PROXY_PORT", "4711")
         assert flm("config", "get", "proxy.port").data["source"] == "environment"
