@@ -137,7 +137,10 @@ class Settings(msgspec.Struct, frozen=True):
     acme_domain: Annotated[
         str,
         _listed(
-            "names of the certificate, each in full; no wildcard, address, port or URL", _DOMAIN, "llm.example.com"
+            "names of the certificate, each in full, letters beyond a to z in their xn-- form; "
+            "no wildcard, address, port, URL or final dot",
+            _DOMAIN,
+            "llm.example.com",
         ),
     ] = ""
     acme_email: Annotated[str, _shaped("whom the CA may write to", _EMAIL, "ops@example.com")] = ""

@@ -142,9 +142,19 @@ def test_the_other_name_of_staging(environment: dict[str, str], expected: tuple[
     assert (resolved.settings.acme_staging, resolved.sources["acme.staging"]) == expected
 
 
-@pytest.mark.parametrize("name", ["*.example.com", "192.0.2.1", "https://llm.example.com/", "llm.example.com:443"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "*.example.com",
+        "192.0.2.1",
+        "https://llm.example.com/",
+        "llm.example.com:443",
+        "llm.example.com.",
+        "bücher.example",
+    ],
+)
 def test_what_is_no_name_of_a_certificate_is_told_so(name: str) -> None:
-    with pytest.raises(CommandError, match="no wildcard, address, port or URL"):
+    with pytest.raises(CommandError, match="in their xn-- form; no wildcard, address, port, URL or final dot"):
         resolve({}, {}, {"acme.domain": name})
 
 
