@@ -232,7 +232,8 @@ class Supervisor:
             try:
                 settings = (await self._parts.publisher.load_settings()).settings
                 sockets.refuse_another_address(settings, self._parts.asked)
-                await self._parts.upkeep.refresh()
+                await self._parts.upkeep.refresh()  # what else changed holds, whatever the policy is
+                await self._parts.publisher.load_policy()
                 await self._parts.generations.replace(settings, self._parts.front.renewed_for(settings))
                 self._parts.journal.set_level(settings.log_level)
             finally:

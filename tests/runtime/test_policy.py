@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flm.errors import CommandError
+from flm.errors import CommandCode, CommandError
 from flm.services.security import SecurityService
 from flm.store import policy
 from flm.store.database import open_security
@@ -49,10 +49,17 @@ def test_a_policy_that_nobody_can_read_any_more_opens_nothing(tmp_path: Path) ->
             await service.create_key("any")  # everything is read anew
             assert await statuses(proxy) == {b"403"}
             assert "cannot be read" in ((await proxy.handle()).last_error or "")
-            await proxy.service.reload()
+            workers = (await proxy.handle()).worker_pids
+            with pytest.raises(CommandError, match="cannot be read") as refused:
+                await proxy.service.reload()
+            assert refused.value.code is CommandCode.POLICY_INVALID
+            with pytest.raises(CommandError, match="cannot be read"):
+                await proxy.service.restart()
+            assert (await proxy.handle()).worker_pids == workers
             assert await statuses(proxy) == {b"403"}
             await service.set_policy(b"{}")
             assert await statuses(proxy) == {b"200"}
+            await proxy.service.reload()
             assert (await proxy.handle()).last_error is None
 
     run(main)
