@@ -24,7 +24,7 @@ import msgspec
 
 from flm.config import Mode, Settings, domains
 from flm.errors import CommandCode, CommandError
-from flm.runtime import allowance, issuance
+from flm.runtime import acme_words, allowance, issuance
 from flm.runtime.allowance import Allowance, CountedLooks
 from flm.runtime.front import Step
 from flm.runtime.handle import CertificateLine
@@ -36,10 +36,10 @@ from flm.store.certificates import CertificateRow
 from flm.store.database import open_security
 from flm.store.folder import Folder
 from flm.tls import schedule
-from flm.tls.allowance import DAMAGED_FILES, FAILED_VALIDATIONS, Instant
+from flm.tls.allowance import DAMAGED_FILES, FAILED_REHEARSALS, FAILED_VALIDATIONS, Instant
 from flm.tls.pair import Pair, check, covers, moment
 from flm.tls.plain import Site
-from flm.tls.way import Stop, way
+from flm.tls.way import LETS_ENCRYPT_STAGING, Stop, way
 from flm.tls.words import Ask
 
 TRIES_AT_START: Final = 2
@@ -107,7 +107,9 @@ class AcmeKeeper:
         self._held = False  # whether this folder has, or had, a certificate: a record alone may come from a backup
         self._brief = 0  # certificates in a row that were due again as soon as they were there
         self._apart_until = 0.0
-        self._validations = Allowance(folder, "validation", FAILED_VALIDATIONS, instant)
+        self._validations = Allowance(
+            folder, "validation", FAILED_VALIDATIONS, instant, apart={LETS_ENCRYPT_STAGING: FAILED_REHEARSALS}
+        )
         self._damages = Allowance(folder, "damaged file", DAMAGED_FILES, instant)
         self._held_until = 0.0  # when there may be another attempt, as far as these two are concerned
         self.pair: Pair | None = None
@@ -241,7 +243,7 @@ class AcmeKeeper:
 
     def _is_refused(self, settings: Settings) -> bool:
         """Whether the last failure was an answer to what would be asked now, or is not known to be one to else."""
-        questions = {_question(stop, settings) for stop in way(settings, proven=False)}
+        questions = {acme_words.question(stop, settings) for stop in way(settings, proven=False)}
         return self._row.refused in ("", *questions)
 
     def _due(self) -> float:
@@ -313,8 +315,12 @@ class AcmeKeeper:
             return None
         self._held_until = self._clock() + wait
         reason = self._row.last_error or f"no certificate for {', '.join(domains(settings))} yet"
-        self.last_error = f"{reason}; {_held_words(name, at, self._held_until, settings)}"
+        self.last_error = f"{reason}; {self._held_words(name, at, settings)}"
         return Refused("rate_limited", self.last_error, wait)
+
+    def _held_words(self, name: str, at: Stop, settings: Settings) -> str:
+        most = self._validations.limit(at.directory).most
+        return acme_words.held(most, name, at, self._held_until, settings)
 
     def _directory(self, settings: Settings) -> str:
         """Whose certificate is served in the end."""
@@ -351,7 +357,7 @@ class AcmeKeeper:
             await self._count_damage(directory)
         await self._file.write(pair, directory)
         await self._record(
-            **_described(pair, directory, settings),
+            **acme_words.described(pair, directory, settings),
             last_attempt_at=began,
             last_error=None,
             failures=0,
@@ -370,7 +376,7 @@ class AcmeKeeper:
         """Go on with a pair of the directory that is set. The record knows another one, or none, where FLM was killed
         between the two, or a database was put back; and whom clients trust may have been set anew."""
         self.pair = pair
-        known = _described(pair, self._directory(settings), settings)
+        known = acme_words.described(pair, self._directory(settings), settings)
         if any(getattr(self._row, name) != known[name] for name in ("directory", "fingerprint", "trusted")):
             await self._record(**known)
 
@@ -392,7 +398,7 @@ class AcmeKeeper:
             next_attempt_at=self._clock() + max(wait, held),
             wait_asked=refused.retry_after > 0,
             next_on_staging=refused.kind == "validation" or self._row.next_on_staging,
-            refused=_question(at, settings),
+            refused=acme_words.question(at, settings),
         )
         if held > 0:
             await self._held_back(at, settings)
@@ -494,64 +500,17 @@ class AcmeKeeper:
             trusted=pair is not None and row.trusted,
             fingerprint=pair.fingerprint if pair is not None else None,
             directory=row.directory or None,
-            hint=None if row.trusted or pair is None else _UNTRUSTED,
+            hint=None if row.trusted or pair is None else acme_words.UNTRUSTED,
         )
 
     def _too_early(self) -> str | None:
         """What to say where this machine's clock is before the beginning of what is served."""
         if self.pair is None or self._clock() >= self.pair.not_before:
             return None
-        begins = moment(self.pair.not_before)
-        return (
-            f"the certificate is not valid before {begins}, and it is {moment(self._clock())} here: is the clock right?"
-        )
+        return acme_words.too_early(self.pair, self._clock())
 
     async def close(self) -> None:
         """Nothing is under way: whoever awaits `obtain` or `look` has been cancelled."""
-
-
-_UNTRUSTED: Final = (
-    "issued by the staging directory, trusted by nobody; "
-    "`flm config set acme.staging false && flm proxy reload` gets a trusted one"
-)
-
-
-def _question(stop: Stop, settings: Settings) -> str:
-    """What a CA's answer depends on, as far as it can be set."""
-    return " ".join(
-        (stop.directory, *domains(settings), settings.acme_profile, settings.acme_email, settings.acme_eab_kid)
-    )
-
-
-def _held_words(name: str, at: Stop, until: float, settings: Settings) -> str:
-    """What to say, and what to do meanwhile, while there must be no further validation of `name`."""
-    todo = [f"see that http://{name} leads to port {settings.proxy_port} of this machine from outside"]
-    if not at.rehearsal and any(stop.rehearsal for stop in way(settings, proven=False)):
-        todo.append("try as often as you like with --acme-staging, whose directory counts for itself")
-    if settings.proxy_fallback == "none":
-        todo.append("have --fallback dev-selfsigned serve, which goes on trying by itself")
-    return (
-        f"{FAILED_VALIDATIONS.most} validations of {name} have failed at {at.directory} within an hour, and CAs count "
-        f"them: FLM asks there again not before {moment(until)}, however often it is started; "
-        f"meanwhile {'; or '.join(todo)}"
-    )
-
-
-def _described(pair: Pair, directory: str, settings: Settings) -> dict[str, object]:
-    """What is known of a pair as soon as it is there."""
-    return {
-        "directory": directory,
-        "domains": pair.domains,
-        "issuer": pair.issuer,
-        "serial": pair.serial,
-        "fingerprint": pair.fingerprint,
-        "not_before": pair.not_before,
-        "not_after": pair.not_after,
-        "trusted": not settings.acme_staging,
-        "window_start": None,
-        "window_end": None,
-        "window_next_at": None,
-    }
 
 
 def _log_step(step: str, detail: str) -> None:

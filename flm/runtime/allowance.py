@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from flm.errors import CommandError
@@ -42,13 +42,25 @@ def _boot() -> str:
 
 
 class Allowance:
-    """The uses of one `kind` under one limit. `now`: as `instant`."""
+    """The uses of one `kind` under one limit, or another one at the directories in `apart`. `now`: as `instant`."""
 
-    def __init__(self, folder: Folder, kind: str, limit: Limit, now: Callable[[], Instant] = instant) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        kind: str,
+        limit: Limit,
+        now: Callable[[], Instant] = instant,
+        apart: Mapping[str, Limit] | None = None,
+    ) -> None:
         self._folder = folder
         self._kind = kind
         self._now = now
-        self.limit = limit
+        self._limit = limit
+        self._apart = dict(apart or {})
+
+    def limit(self, directory: str) -> Limit:
+        """The one that holds there."""
+        return self._apart.get(directory, self._limit)
 
     async def wait(self, directory: str, names: Iterable[str]) -> tuple[float, str]:
         """The longest wait of `names` at `directory` in seconds, 0 for none, and whose it is. None where that cannot be
@@ -83,7 +95,8 @@ class Allowance:
 
     def _wait(self, uses: list[Use], directory: str, name: str) -> float:
         wanted = (directory, _subject(name))
-        return wait([_moment(use) for use in uses if (use.directory, use.name) == wanted], self.limit, self._now())
+        moments = [_moment(use) for use in uses if (use.directory, use.name) == wanted]
+        return wait(moments, self.limit(directory), self._now())
 
     async def _change(self, change: Callable[[list[Use]], list[Use]]) -> list[Use]:
         """The uses that still count, by the clocks of now, after `change`."""
@@ -94,7 +107,7 @@ class Allowance:
             kept = [
                 self._use(use.directory, use.name, moment)
                 for use, moment in moments
-                if now.wall - moment.wall < self.limit.seconds
+                if now.wall - moment.wall < self.limit(use.directory).seconds
             ]
             changed = change(kept)
             if changed != found:
@@ -117,9 +130,10 @@ class CountedLooks:
         """Raises Refused if as many have failed as there may, and DB_ERROR if it could not be noted."""
         left = await self._allowance.note(self._directory, name)
         if left > 0:
+            most = self._allowance.limit(self._directory).most
             raise Refused(
                 "rate_limited",
-                f"{self._allowance.limit.most} validations of {name} have failed within an hour, and CAs count them: "
+                f"{most} validations of {name} have failed within an hour, and CAs count them: "
                 f"FLM has it looked at again in {duration(left)}",
                 left,
             )

@@ -29,6 +29,8 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 FAILED_VALIDATIONS: Final = Limit(5, 3600.0)  # of one name, at one directory
+# At Let's Encrypt's staging directory, which allows 200 an hour: whoever opens a port step by step starts often.
+FAILED_REHEARSALS: Final = Limit(60, 3600.0)
 # Certificates because the file of the one before was damaged: of the five for the same names that Let's Encrypt issues
 # in a week the first one, a renewal and a person's own need the rest.
 DAMAGED_FILES: Final = Limit(2, 7 * 86_400.0)

@@ -23,7 +23,7 @@ from flm.store import certificates as rows
 from flm.store.database import open_security
 from flm.store.folder import Folder, locate
 from flm.tls import schedule
-from flm.tls.allowance import DAMAGED_FILES, FAILED_VALIDATIONS, Instant
+from flm.tls.allowance import DAMAGED_FILES, FAILED_REHEARSALS, FAILED_VALIDATIONS, Instant
 from flm.tls.files import folder_of, read_pair
 from flm.tls.pair import Pair, moment, read
 from flm.tls.plain import Site
@@ -662,7 +662,9 @@ def test_a_full_disk_does_not_cost_the_certificate(tmp_path: Path, monkeypatch: 
 
 
 class TestFailedValidations:
-    """Five an hour of a name at a directory, whoever starts it again and again."""
+    """Five an hour of a name at a directory, whoever starts it again and again; more where rehearsals are held."""
+
+    OWN = "https://ca.example/dir"
 
     def test_a_start_in_a_loop_makes_five_and_says_when_there_is_another(self, tmp_path: Path) -> None:
         async def main() -> None:
@@ -672,10 +674,10 @@ class TestFailedValidations:
             while bench.now < began + 3500:
                 bench.keeper = bench.another()
                 with pytest.raises(CommandError) as refused:
-                    await bench.obtain()
+                    await bench.obtain(acme__directory=self.OWN)
                 reasons.add(refused.value.message)
                 bench.now += 100
-            assert bench.directories == [LETS_ENCRYPT_STAGING] * FAILED_VALIDATIONS.most
+            assert bench.directories == [self.OWN] * FAILED_VALIDATIONS.most
             assert all("port 80 is closed" in reason for reason in reasons)
             told = next(reason for reason in reasons if "within an hour" in reason)
             assert f"FLM asks there again not before {moment(began + 3600)}, however often it is started" in told
@@ -683,8 +685,22 @@ class TestFailedValidations:
             assert "--fallback dev-selfsigned" in told
             assert "--acme-staging" not in told  # which is where it has failed
             bench.now = began + 3601
-            bench.keeper, bench.outcomes = bench.another(), [pair(), wanted := pair()]
-            assert await bench.obtain() == wanted
+            bench.keeper, bench.outcomes = bench.another(), [wanted := pair()]
+            assert await bench.obtain(acme__directory=self.OWN) == wanted
+
+        run(main)
+
+    def test_who_opens_a_port_step_by_step_may_rehearse_often(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path, *(no("validation", "port 80 is closed") for _ in range(100)))
+            reasons = []
+            for _ in range(FAILED_REHEARSALS.most):
+                bench.keeper = bench.another()
+                with pytest.raises(CommandError) as refused:
+                    await bench.obtain()
+                reasons.append(refused.value.message)
+            assert bench.directories == [LETS_ENCRYPT_STAGING] * FAILED_REHEARSALS.most
+            assert "60 validations of llm.example.com have failed" in reasons[-1]
 
         run(main)
 
@@ -695,9 +711,10 @@ class TestFailedValidations:
             for _ in range(3):
                 bench.keeper = bench.another()
                 with pytest.raises(CommandError):
-                    await bench.obtain(proxy__fallback="dev-selfsigned")
-            bench.outcomes = [pair(), wanted := pair()]
-            other = {"proxy__fallback": "dev-selfsigned", "acme__email": "ops@example.com"}  # which is tried at once
+                    await bench.obtain(proxy__fallback="dev-selfsigned", acme__directory=self.OWN)
+            bench.outcomes = [wanted := pair()]
+            other = {"proxy__fallback": "dev-selfsigned", "acme__directory": self.OWN}
+            other["acme__email"] = "ops@example.com"  # which is tried at once
             looks = 0
             while bench.keeper.pair is None:
                 assert bench.now <= began + 3600 + schedule.LOOK_SECONDS
@@ -731,7 +748,7 @@ class TestFailedValidations:
             assert len(bench.asked) == 5
             rehearsing = flags | {"acme__staging_directory": "https://ca.example/test"}
             bench.keeper = bench.another()
-            with pytest.raises(CommandError, match="try as often as you like with --acme-staging"):
+            with pytest.raises(CommandError, match="rehearse with --acme-staging"):
                 await bench.obtain(**rehearsing)
             assert len(bench.asked) == 5  # production would come after the rehearsal, and must not be asked
             bench.keeper, bench.outcomes = bench.another(), [rehearsed := pair()]
@@ -747,10 +764,10 @@ class TestFailedValidations:
             for _ in range(4):
                 bench.keeper = bench.another()
                 with pytest.raises(CommandError):
-                    await bench.obtain(acme__domain=f"{NAME}, new.example.com")
+                    await bench.obtain(acme__domain=f"{NAME}, new.example.com", acme__directory=self.OWN)
             assert len(bench.asked) == 5
-            bench.keeper, bench.outcomes = bench.another(), [pair(), wanted := pair()]
-            assert await bench.obtain() == wanted
+            bench.keeper, bench.outcomes = bench.another(), [wanted := pair()]
+            assert await bench.obtain(acme__directory=self.OWN) == wanted
 
         run(main)
 
@@ -792,17 +809,15 @@ class TestFailedValidations:
             for _ in range(4):
                 bench.keeper = bench.another()
                 with pytest.raises(CommandError):
-                    await bench.obtain()
+                    await bench.obtain(acme__directory=self.OWN)
             bench.now, bench.up = bench.now + jump, bench.up - jump  # the wall clock alone
             bench.keeper = bench.another()
             with pytest.raises(CommandError, match=f"not before {moment(bench.now + 3600)}"):
-                await bench.obtain()
+                await bench.obtain(acme__directory=self.OWN)
             bench.now += 3601
-            bench.keeper, bench.outcomes = (
-                bench.another(),
-                [pair(), wanted := pair(begins=bench.now, ends=bench.now + 90 * DAY)],
-            )
-            assert await bench.obtain() == wanted
+            bench.keeper = bench.another()
+            bench.outcomes = [wanted := pair(begins=bench.now, ends=bench.now + 90 * DAY)]
+            assert await bench.obtain(acme__directory=self.OWN) == wanted
 
         run(main)
 
@@ -810,10 +825,10 @@ class TestFailedValidations:
         async def main() -> None:
             stored, both = pair(), f"{NAME}, new.example.com"
             bench = Bench(tmp_path, *(no("validation") for _ in range(5)))
-            write_atomically(bench.stored(), stored.pem)
+            write_atomically(bench.stored(self.OWN), stored.pem)
             for _ in range(6):
                 bench.keeper = bench.another()
-                assert await bench.obtain(acme__domain=both) == stored
+                assert await bench.obtain(acme__domain=both, acme__directory=self.OWN) == stored
             assert len(bench.asked) == 5
             assert "not before" in (bench.keeper.last_error or "")
 

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flm.tls.allowance import DAMAGED_FILES, FAILED_VALIDATIONS, Instant, Limit, rebased, wait
+from flm.tls.allowance import DAMAGED_FILES, FAILED_REHEARSALS, FAILED_VALIDATIONS, Instant, Limit, rebased, wait
 
 HOUR = 3600.0
 T = 1_795_000_000.0
@@ -26,6 +26,7 @@ def at(seconds: float, shift: float = 0.0, boot: str = "one") -> Instant:
 
 def test_the_limits_are_those_of_public_cas_and_less() -> None:
     assert Limit(5, HOUR) == FAILED_VALIDATIONS
+    assert Limit(60, HOUR) == FAILED_REHEARSALS
     assert Limit(2, 7 * 24 * HOUR) == DAMAGED_FILES
 
 
