@@ -74,7 +74,8 @@ class Memory:
             buckets, buckets_fd = open_buckets(run) or _new_buckets(run)
             rings, rings_fd = _open_rings(run) or _new_rings(run)
         except NativeError as error:
-            raise CommandError(CommandCode.IO_ERROR, f"no room for the shared memory in {run}: {error}") from None
+            message = f"the shared memory cannot be made in {run}: {error}; see that its disk has room"
+            raise CommandError(CommandCode.IO_ERROR, message) from None
         return cls(
             shared,
             keyring,

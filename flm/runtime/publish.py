@@ -145,7 +145,8 @@ class Publisher:
         except NativeError as error:
             raise CommandError(
                 CommandCode.DB_ERROR,
-                f"the change is stored and cannot be put in force: {error}; `flm proxy stop` and `start` make room",
+                f"what is stored cannot be put in force: {error}; free some of the disk if it is full, else "
+                "`flm proxy stop` and `start` make room",
             ) from None
         self._seen = seen
         self.resolved = resolved

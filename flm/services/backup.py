@@ -91,8 +91,8 @@ class BackupService:
     async def create(self, output: Path, secret: Secret, *, with_audit: bool = False) -> Created:
         """Write a backup to a file that is not there yet; whole, private and on disk, or not at all.
 
-        `with_audit`: with the audit log, which is left out and left alone otherwise. A proxy may run. Raises IO_ERROR,
-        DB_ERROR, MIGRATION_FAILED.
+        `with_audit`: with the audit log, which is left out and left alone otherwise. A proxy may run. Raises USAGE,
+        IO_ERROR, DB_ERROR, MIGRATION_FAILED.
         """
         return await asyncio.to_thread(self._create, output, secret, with_audit=with_audit)
 
@@ -107,17 +107,15 @@ class BackupService:
         """Replace keys, settings and engines by those of a backup, or of the folder of former files of a restore, and
         the certificates that are in it; others stay.
 
-        Raises PROXY_ALREADY_RUNNING, BACKUP_INVALID, DB_ERROR, MIGRATION_FAILED or IO_ERROR, and then nothing was
-        changed.
+        Raises USAGE, PROXY_ALREADY_RUNNING, BACKUP_INVALID, DB_ERROR, MIGRATION_FAILED or IO_ERROR, and then nothing
+        was changed.
         """
         return await asyncio.to_thread(self._restore, source, secret)
 
     def _create(self, output: Path, secret: Secret, *, with_audit: bool = False) -> Created:
         output = Path(os.path.abspath(output))
         if os.path.lexists(output):
-            raise CommandError(
-                CommandCode.IO_ERROR, f"{output} is there already and was left as it is; take another name"
-            )
+            raise CommandError(CommandCode.USAGE, f"{output} is there already and was left as it is; take another name")
         secure_folder(self._folder.root)
         created_at = int(self._now())
         with _plainly(output), workspace(self._folder.root, COPIES) as copies:
@@ -321,6 +319,8 @@ def _plainly(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or path
+        if str(where) == str(path) and isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+            raise CommandError(CommandCode.USAGE, f"{path}: {error.strerror}; nothing was changed") from None
         raise CommandError(
             CommandCode.IO_ERROR, f"nothing was changed: {error.strerror or error} ({where}); mend that and try again"
         ) from None

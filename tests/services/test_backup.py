@@ -235,8 +235,9 @@ def test_a_backup_may_be_put_where_a_link_leads(folder: Folder, tmp_path: Path) 
 def test_a_file_that_is_there_is_not_overwritten(folder: Folder, tmp_path: Path) -> None:
     file = tmp_path / "b"
     file.write_bytes(b"dear")
-    with pytest.raises(CommandError, match="is there already"):
+    with pytest.raises(CommandError, match="is there already") as taken:
         backup(folder, file)
+    assert taken.value.code is CommandCode.USAGE
     assert file.read_bytes() == b"dear"
 
 
@@ -266,7 +267,7 @@ def test_it_says_what_a_file_is(folder: Folder, tmp_path: Path) -> None:
         assert "passphrase" in refused(folder, file, CommandCode.BACKUP_INVALID, wrong)
     assert "no backup of FLM's" in refused(folder, folder.security, CommandCode.BACKUP_INVALID)
     assert "no folder of former files" in refused(folder, tmp_path, CommandCode.BACKUP_INVALID)
-    assert "No such file" in refused(folder, tmp_path / "none", CommandCode.IO_ERROR)
+    assert "none: No such file" in refused(folder, tmp_path / "none", CommandCode.USAGE)
     os.mkfifo(tmp_path / "fifo")
     assert "no regular file" in refused(folder, tmp_path / "fifo", CommandCode.BACKUP_INVALID)
 
