@@ -48,8 +48,8 @@ def _length(text: str, what: str) -> int:
         return seconds(text, what)
     except CommandError:
         allowed = (
-            "above zero, such as `90s`, `15m`, `12h`, `30d`, `8w`, or a moment such as `2030-01-31T12:00:00Z` "
-            "(RFC 3339, with its zone)"
+            "a duration above zero, such as `90s`, `15m`, `12h`, `30d`, `8w`, or a moment such as "
+            "`2030-01-31T12:00:00Z` (RFC 3339, with its zone)"
         )
         raise _wrong(text, what, allowed) from None
 
