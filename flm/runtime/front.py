@@ -310,12 +310,12 @@ class Front:
         self._plain_sockets = []
 
 
-def served_by(settings: Settings, front: Front) -> Served:
-    """What a proxy with this front listens on."""
-    asked = Served.by(settings)
-    if front.mode != "local-http" or settings.proxy_mode == "local-http":
+def served_by(asked: Served, front: Front, address: str) -> Served:
+    """What a proxy with this front listens on. `asked`: what was asked for at its start, whatever is stored since;
+    `address`: what the workers' sockets are bound to."""
+    if front.mode != "local-http" or asked.mode == "local-http":
         return asked
-    bind = asked.bind if settings.proxy_expose_fallback else LOOPBACK
+    bind = LOOPBACK if address == LOOPBACK else asked.bind
     return Served("local-http", bind, asked.port, 0)
 
 

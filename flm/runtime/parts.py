@@ -175,6 +175,7 @@ class Parts:
             started_at=self._started_at,
             began=self._began,
             address=self.address,
+            asked=self.asked,
             front=self.front,
             resolved=resolved,
             generations=self.generations,
@@ -184,9 +185,9 @@ class Parts:
             log_file=self._log_path(resolved.settings),
         )
 
-    def write_record(self, settings: Settings) -> None:
+    def write_record(self) -> None:
         """Tell other processes of the proxy: they find it by this."""
-        served = served_by(settings, self.front)
+        served = served_by(self.asked, self.front, self.address[0])
         instance.announce(self.folder.run, self.id, served, self.address[0], self._started_at)
 
     def keep_record(self) -> None:
@@ -195,7 +196,7 @@ class Parts:
         if found is not None and (found.id, found.pid) == (self.id, os.getpid()):
             return
         with contextlib.suppress(CommandError, OSError):  # a full disk: at the next look
-            self.write_record(self.publisher.resolved.settings)
+            self.write_record()
             log.warning("the record of the proxy in %s was removed or changed, and is written again", self.folder.run)
 
     def _log_path(self, settings: Settings) -> Path | None:

@@ -12,6 +12,7 @@ import msgspec
 from flm import __version__
 from flm._native import ERRORS, IN_FLIGHT, LOG_DROPPED, REQUESTS
 from flm.config import SETTINGS, Resolved, domains
+from flm.runtime.boot import Served
 from flm.runtime.front import Front, served_by
 from flm.runtime.generations import Generations
 from flm.runtime.handle import AuditLine, CertificateLine, EngineLine, Handle, Override, endpoints, url_host
@@ -25,6 +26,7 @@ def describe(
     started_at: str,
     began: float,
     address: tuple[str, int],
+    asked: Served,
     front: Front,
     resolved: Resolved,
     generations: Generations,
@@ -33,11 +35,12 @@ def describe(
     audit: AuditLine,
     log_file: Path | None,
 ) -> Handle:
-    """The handle at this moment. `address`: what the workers' sockets are bound to. `began`: the start, in seconds
-    of the monotonic clock: the wall clock may have been set since. `resolved`: the settings, with their sources."""
+    """The handle at this moment. `address`: what the workers' sockets are bound to. `asked`: what the start asked
+    for, whatever is stored since. `began`: the start, in seconds of the monotonic clock: the wall clock may have been
+    set since. `resolved`: the settings, with their sources."""
     settings, sources = resolved.settings, resolved.sources
     serving = generations.serving
-    served = served_by(settings, front)
+    served = served_by(asked, front, address[0])
     names = domains(settings) if served.mode == "https-acme" else ()
     reached = msgspec.structs.replace(served, mode=front.mode)  # a fallback is reached as its own mode is
     return Handle(
@@ -50,7 +53,7 @@ def describe(
         listen_addr=url_host(address[0]) + f":{address[1]}",
         port=served.port,
         https_port=served.https_port or None,
-        endpoints=endpoints(reached, names if front.mode == "https-acme" else front.names()),
+        endpoints=endpoints(reached, certified(names, front.names()) if front.mode == "https-acme" else front.names()),
         workers=len(serving),
         worker_pids=sorted(member.pid for member in serving),
         draining_pids=sorted(member.pid for member in generations.draining),
@@ -73,6 +76,12 @@ def describe(
             if source in _OF_THE_START
         },
     )
+
+
+def certified(names: tuple[str, ...], served: tuple[str, ...]) -> tuple[str, ...]:
+    """The names by which clients find a certificate they accept: those of the settings that the served one is for, or
+    those it is for where the settings want others by now, and none of them is there yet."""
+    return tuple(name for name in names if name in served) or served or names
 
 
 _OF_THE_START: Final = frozenset({"flag", "environment"})

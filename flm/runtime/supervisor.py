@@ -90,7 +90,7 @@ class Supervisor:
         parts.upkeep.begin_rounds(settings.engine_cache_ttl_seconds)
         parts.listen_for_commands()
         self._begin_background()
-        parts.write_record(settings)
+        parts.write_record()
         warning = sockets.descriptor_warning(sockets.raise_descriptor_limit(), settings.proxy_max_in_flight)
         if warning:
             log.warning("%s", warning)
@@ -102,7 +102,7 @@ class Supervisor:
         others = await self._parts.front.obtain(settings, step)
         if others is not None:  # the fallback has another address
             self._parts.listen_instead(others)
-            self._parts.write_record(settings)
+            self._parts.write_record()
         async with self._changing:  # a restart meanwhile would wait for workers that this change ends
             await self._parts.generations.replace(settings, self._parts.front.tls)
         self._parts.front.start()
@@ -146,7 +146,7 @@ class Supervisor:
             self._parts.publisher.last_error = failure.message
             return failure
         try:
-            self._parts.write_record(settings)
+            self._parts.write_record()
         except (CommandError, OSError) as error:  # a full disk; by the record of before the proxy is found too
             log.warning("the record of the proxy in %s stays as it was: %s", self._parts.folder.run, error)
         return None

@@ -315,10 +315,13 @@ def test_broken_settings_keep_the_old_workers(tmp_path: Path, op: str) -> None:
 def test_another_address_is_refused(tmp_path: Path, op: str) -> None:
     async def main() -> None:
         async with running(tmp_path) as proxy:
+            before = await proxy.handle()
             await _set(proxy, "proxy.bind", "127.0.0.2")
             with pytest.raises(CommandError, match="address cannot change"):
                 await getattr(proxy.service, op)()
             assert (await get(proxy.port)).startswith(b"HTTP/1.1 200")
+            after = await proxy.handle()  # where it is reached, not where the next one would be
+            assert (after.listen_addr, after.endpoints) == (before.listen_addr, before.endpoints)
 
     run(main)
 

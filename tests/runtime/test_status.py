@@ -8,7 +8,7 @@ import pytest
 from flm.runtime import handle
 from flm.runtime.boot import Served
 from flm.runtime.handle import CertificateLine, Endpoints, endpoints, url_host
-from flm.runtime.status import hinted
+from flm.runtime.status import certified, hinted
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,21 @@ def test_endpoints_of_https(
 ) -> None:
     monkeypatch.setattr(handle, "own_address", lambda: "10.1.2.3")
     assert endpoints(served, names) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "served", "expected"),
+    [
+        (("b.example", "a.example"), ("a.example", "b.example"), ("b.example", "a.example")),
+        (("new.example", "a.example"), ("a.example",), ("a.example",)),
+        (("new.example",), ("a.example",), ("a.example",)),
+        (("new.example",), (), ("new.example",)),
+    ],
+)
+def test_clients_go_where_the_certificate_is_for(
+    names: tuple[str, ...], served: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    assert certified(names, served) == expected
 
 
 def test_url_host() -> None:
