@@ -16,6 +16,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
+
 from flm.config import HTTP_PORT, Mode, Settings, domains
 from flm.errors import CommandCode, CommandError
 from flm.runtime import sockets
@@ -225,11 +227,19 @@ class Front:
         return [each.fileno() for each in self._plain_sockets]
 
     def line(self) -> CertificateLine | None:
-        """What status says of the certificate that is served, or was to be."""
-        for keeper in (self._keeper, self._spare):
-            if keeper is not None and (keeper.pair is not None or self._spare is None):
-                return keeper.line()
-        return None
+        """What status says of the certificate that is served, or was to be. Behind a fallback its tries are those at
+        the authority, which people wait for."""
+        if self._keeper is None:
+            return None
+        wanted = self._keeper.line()
+        if self._spare is None or self._keeper.pair is not None:
+            return wanted
+        shown = self._spare.line()
+        if shown is None or wanted is None:
+            return shown
+        return msgspec.structs.replace(
+            shown, last_attempt_at=wanted.last_attempt_at, next_attempt_at=wanted.next_attempt_at
+        )
 
     def access(self, address: tuple[str, int], key: str) -> Access:
         """How this machine reaches sockets bound to `address` with `key`."""

@@ -224,6 +224,12 @@ class ProxyService:
             log.warning(
                 "there is no API key yet, and nothing to show one on; `flm api-keys create --label NAME` makes one"
             )
+        if in_clear(handle.mode, handle.listen_addr):
+            log.warning(
+                "%s is plain HTTP: whoever is on the way can read keys, prompts and answers; `--mode dev-selfsigned`"
+                " or `--mode https-acme` encrypts them",
+                handle.listen_addr,
+            )
         return Started(**msgspec.structs.asdict(handle), key=key.key if key else msgspec.UNSET)
 
     def _boot(self, flags: dict[str, Value], lock: int, *, daemon: bool, given: Sequence[Given]) -> SupervisorBoot:
@@ -343,3 +349,8 @@ def _cut_off(found: Instance) -> CommandError:
 
 def _handle(data: Any) -> Handle:
     return msgspec.convert(data, Handle)
+
+
+def in_clear(mode: str, listen_addr: str) -> bool:
+    """Whether what comes from other machines can be read on its way."""
+    return mode == "local-http" and not listen_addr.startswith(("127.", "[::1]:", "[::ffff:127."))

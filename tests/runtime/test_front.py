@@ -102,3 +102,34 @@ def test_a_fallback_to_plain_http_is_told_after_a_restart_too() -> None:
         assert front.error() is None
 
     asyncio.run(main())
+
+
+def test_behind_a_fallback_the_next_try_is_that_at_the_authority() -> None:
+    class Local(Renewed):
+        mode: Mode = "dev-selfsigned"
+
+        def line(self) -> CertificateLine | None:
+            return CertificateLine(
+                "dev-selfsigned", ["l"], None, None, None, "r", "made", "in weeks", None, False, None
+            )
+
+    class Refused(Renewed):
+        async def resume(self, pair: Pair) -> None:
+            raise AssertionError("it has nothing to serve")
+
+        def line(self) -> CertificateLine | None:
+            return CertificateLine("https-acme", [], None, None, None, None, "asked", "in minutes", "no", False, None)
+
+    async def main() -> None:
+        keepers = {"dev-selfsigned": Local(), "https-acme": Refused()}
+        front = Front(lambda mode, site: keepers[mode], lambda tls, seconds: asyncio.sleep(0))
+        await front.adopt(settings("1.3"), "dev-selfsigned", Tls(pair().pem, "1.3", ("a.example",), hsts=False), [])
+        line = front.line()
+        assert line is not None
+        assert (line.mode, line.domains, line.renew_after) == ("dev-selfsigned", ["l"], "r")
+        assert (line.last_attempt_at, line.next_attempt_at) == ("asked", "in minutes")
+        keepers["https-acme"].pair = pair()
+        assert (front.line() or line).mode == "https-acme"
+        await front.close()
+
+    asyncio.run(main())

@@ -11,6 +11,7 @@ import pytest
 
 from flm._native import Keyring
 from flm.errors import CommandCode, CommandError
+from flm.services.proxy import in_clear
 from flm.services.security import SecurityService
 from flm.store.pepper import load_pepper
 from tests.runtime.harness import get, prepare, run
@@ -60,6 +61,22 @@ def test_where_nobody_reads_no_key_is_made(tmp_path: Path, caplog: pytest.LogCap
             await proxy.service.stop(now=True)
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("mode", "listen_addr", "readable"),
+    [
+        ("local-http", "127.0.0.1:3560", False),
+        ("local-http", "[::1]:3560", False),
+        ("local-http", "0.0.0.0:3560", True),
+        ("local-http", "[::]:3560", True),
+        ("local-http", "192.0.2.1:80", True),
+        ("dev-selfsigned", "0.0.0.0:3561", False),
+        ("https-acme", "[::]:443", False),
+    ],
+)
+def test_a_network_that_reads_along_is_warned_of(mode: str, listen_addr: str, readable: bool) -> None:
+    assert in_clear(mode, listen_addr) is readable
 
 
 def test_two_folders_two_proxies(tmp_path: Path) -> None:
