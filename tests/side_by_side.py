@@ -42,12 +42,13 @@ def main(arguments: list[str]) -> int:
     return run(*commands(arguments))
 
 
-def run(*commands: list[str]) -> int:
-    """Run commands of pytest at the same time; 0 if all passed, or the first exit code that says otherwise."""
+def run(*commands: list[str], again: int = AGAIN) -> int:
+    """Run commands of pytest at the same time; 0 if all passed, or the first exit code that says otherwise. `again`:
+    how many failures of a part are run once more."""
     with tempfile.TemporaryDirectory() as caches:
         parts = [[*command, "-o", f"cache_dir={caches}/{index}"] for index, command in enumerate(commands)]
         codes = _beside(parts)
-        return _verdict([_again(part, code) for part, code in zip(parts, codes, strict=True)])
+        return _verdict([_again(part, code, again) for part, code in zip(parts, codes, strict=True)])
 
 
 def _beside(parts: list[list[str]]) -> list[int]:
@@ -75,10 +76,10 @@ def _beside(parts: list[list[str]]) -> list[int]:
     return codes
 
 
-def _again(part: list[str], code: int) -> tuple[int, list[str]]:
+def _again(part: list[str], code: int, most: int) -> tuple[int, list[str]]:
     """The exit code that counts, and the tests that failed at first and passed alone."""
     failed = _failed(Path(part[-1].removeprefix("cache_dir=")))
-    if code != _FAILED or not 0 < len(failed) <= AGAIN:
+    if code != _FAILED or not 0 < len(failed) <= most:
         return code, []
     print(f"\nagain, with nothing beside: {', '.join(failed)}", flush=True)
     code = subprocess.run([*part, "--last-failed"], cwd=ROOT, check=False).returncode

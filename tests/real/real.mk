@@ -7,4 +7,4 @@ engines: $(STAMP) ## build the real engines that test-real runs (once, ten minut
 	@$(BIN)/python -m tests.real.build
 
 test-real: $(STAMP) ## FLM end to end against the real engines, with the official client
-	@$(BIN)/python -m pytest tests/real --ignore=tests/real/vllm --maxfail=20
+	@$(BIN)/python -m tests.real

@@ -74,6 +74,11 @@ def test_many_failures_are_no_accident(tmp_path: Path) -> None:
     assert side_by_side.run(part, ["true"]) == 1
 
 
+def test_an_engine_that_hangs_fails_more_of_them(tmp_path: Path) -> None:
+    part = pytest_of(tmp_path / "part", *(once(tmp_path, str(index)) for index in range(side_by_side.AGAIN + 1)))
+    assert side_by_side.run(part, again=side_by_side.AGAIN + 1) == 0
+
+
 def test_a_run_that_broke_down_is_not_run_again(tmp_path: Path) -> None:
     body = f"{once(tmp_path, 'first')[: -len('; assert seen')]}; seen or __import__('os')._exit(3)"
     assert side_by_side.run(pytest_of(tmp_path / "part", body), ["true"]) == 3
