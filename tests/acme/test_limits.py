@@ -16,8 +16,9 @@ from flm.tls.files import read_pair
 from tests.acme.harness import NAME
 from tests.acme.test_killed import AFTER, at, gone, killer
 from tests.acme.test_proxy import proxy_of, started
-from tests.runtime.harness import free_port, run
+from tests.runtime.harness import run
 from tests.support.pebble import Ca
+from tests.support.ports import free_port
 from tests.support.scripted_ca import Front
 
 MOST = FAILED_VALIDATIONS.most

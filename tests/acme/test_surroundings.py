@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flm.runtime import issuance
 from tests.acme.conftest import NewClient
 from tests.acme.harness import NAME, attempt, refused, run
-from tests.support.pebble import Ca, free_port
+from tests.support.pebble import Ca
+from tests.support.ports import free_port
 from tests.support.scripted_ca import Exchange, Forward, Front, Reply, changed
 
 # --- clocks ---

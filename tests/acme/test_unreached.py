@@ -12,7 +12,8 @@ import pytest
 from tests.acme.conftest import NewClient
 from tests.acme.harness import NAME, Client, attempt, run
 from tests.support.certificates import Authority
-from tests.support.pebble import Ca, free_port
+from tests.support.pebble import Ca
+from tests.support.ports import free_port
 from tests.support.scripted_ca import Front, Reply, answer, changed, dropped, dropped_after, edited, problem
 
 HTML = b"<html><head><title>Hotel WiFi</title></head><body>Log\x1b[31min please</body></html>"

@@ -19,7 +19,8 @@ import pytest
 from flm.cli.command import Noun
 from flm.cli.proxy import _flags, for_people, register, warn_of_idle
 from flm.runtime.handle import CertificateLine, Endpoints, Handle
-from tests.runtime.harness import ROOT, alive, free_port
+from tests.runtime.harness import ROOT, alive
+from tests.support.ports import free_port
 
 Run = subprocess.CompletedProcess[str]
 

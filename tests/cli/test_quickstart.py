@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.cli.conftest import Flm
-from tests.runtime.harness import free_port
 from tests.support.demo import demo_engine
+from tests.support.ports import free_port
 
 
 def quickstart() -> list[str]:

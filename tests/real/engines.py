@@ -13,7 +13,6 @@ import http.client
 import json
 import os
 import re
-import socket
 import subprocess
 import time
 import urllib.request
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.real import locations
+from tests.support.ports import free_port
 
 START_DEADLINE_SECONDS = 60.0
 STOP_DEADLINE_SECONDS = 10.0
@@ -39,14 +39,6 @@ Answer = TypeVar("Answer")
 
 class EngineStartError(Exception):
     """The engine's program is absent, ended before it was ready, or did not become ready in time."""
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago, chosen by the kernel."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(

@@ -14,7 +14,7 @@ from typing import Any
 
 import openai
 
-from tests.real.engines import free_port
+from tests.support.ports import free_port
 
 COMMAND_TIMEOUT_SECONDS = 60.0
 CLIENT_TIMEOUT_SECONDS = 20.0

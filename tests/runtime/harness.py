@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -20,17 +19,12 @@ from flm.config import Value
 from flm.runtime.handle import Handle
 from flm.services.proxy import ProxyService
 from flm.store.folder import Folder, locate
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "tests.runtime.tiny_worker"
 REQUEST = b"GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n"
 CLOSE = b"Connection: close\r\n"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Running:
@@ -62,9 +56,10 @@ class Running:
 
 def prepare(root: Path, worker_module: str = TINY, **flags: Value) -> Running:
     """A proxy that is not started yet; `flags` are settings with `__` for the dot."""
+    http, https = free_ports(2)
     chosen: dict[str, Value] = {
-        "proxy.port": free_port(),
-        "proxy.https_port": free_port(),
+        "proxy.port": http,
+        "proxy.https_port": https,
         **{key.replace("__", "."): v for key, v in flags.items()},
     }
     return Running(locate({"FLM_HOME": str(root / "home")}), chosen, worker_module)

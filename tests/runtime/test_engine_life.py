@@ -17,8 +17,9 @@ import pytest
 
 from flm.services.engines import EngineService
 from tests.runtime.asking import CHAT, Client, conversation
-from tests.runtime.harness import Running, free_port, run, running
+from tests.runtime.harness import Running, run, running
 from tests.support.demo import Demo, demo_engine
+from tests.support.ports import free_port
 
 WORKER = "flm.runtime.worker"
 HOUR = 3600.0

@@ -19,7 +19,8 @@ import pytest
 
 from flm.errors import CommandCode, CommandError
 from flm.runtime import instance
-from tests.runtime.harness import ROOT, Running, alive, free_port, get, prepare, run, running, until
+from tests.runtime.harness import ROOT, Running, alive, get, prepare, run, running, until
+from tests.support.ports import free_port
 
 
 def processes_of(folder: Path) -> list[int]:

@@ -26,6 +26,7 @@ import pytest
 
 from tests.real import locations
 from tests.support.certificates import Authority
+from tests.support.ports import free_ports
 
 VERSION = "2.10.1"
 RECIPE = 1
@@ -39,17 +40,6 @@ Profiles = Mapping[str, Mapping[str, object]]
 def folder() -> Path:
     """Part that holds `bin/pebble` and `bin/pebble-challtestsrv`."""
     return locations.engines_dir() / f"pebble-{VERSION}-{locations.machine()}-r{RECIPE}"
-
-
-def free_ports(count: int) -> list[int]:
-    """So many ports of 127.0.0.1 that nobody has, each another."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def free_port() -> int:
-    return free_ports(1)[0]
 
 
 @dataclass
