@@ -14,10 +14,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from flm._native import Rings
+from flm.disk.private import secure_folder
 from flm.proxy.audit import Auditor
 from flm.proxy.recorder import Record
 from flm.runtime.audit import BATCH, AuditTrail
-from flm.store.folder import locate, secure_folder
+from flm.store.folder import locate
 
 ROWS = 3000  # fewer than a ring has room for
 RECORD = Record(
