@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from flm.upstream import dial as module
 from flm.upstream.dial import alternating, dial
 from flm.upstream.pool import Pool, Timeouts
 from tests.support.engine import ScriptedEngine, answer, receive, say, stall
+from tests.support.ports import free_port
 from tests.upstream.conftest import Run
 
 ASK = UpstreamRequest("/v1/models", b"", "GET")
@@ -175,6 +178,15 @@ def open_pool(url: str, connect: float = 5.0) -> Pool:
     return Pool(url, credential=None, idle_seconds=5, timeouts=timeouts, max_in_flight=0)
 
 
+@contextlib.contextmanager
+def nobody_at(address: str) -> Iterator[int]:
+    """A port of which nobody listens at `address` meanwhile: it is bound, and connecting there is refused."""
+    port = free_port()
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as bound:
+        bound.bind((address, port))
+        yield port
+
+
 OK = [receive(), say(answer(200, b"ok", b"connection: close"))]
 
 
@@ -186,14 +198,19 @@ def test_localhost_for_an_engine_on_one_family(
     asked = resolving_to(monkeypatch, *order)
 
     async def main() -> None:
-        async with ScriptedEngine(OK, host=bind) as engine:
-            pool = open_pool(f"http://localhost:{engine.port}")
-            for _ in range(3):
-                response = await pool.send(ASK)
-                assert await response.read() == b"ok"
-                response.release()
-            assert asked == ["localhost"] * 3, "resolved at each connect"
-            await pool.close()
+        (other,) = {*order} - {bind}
+        with nobody_at(other) as port:
+            async with ScriptedEngine(OK, host=bind, port=port):
+                await ask_thrice(port)
+
+    async def ask_thrice(port: int) -> None:
+        pool = open_pool(f"http://localhost:{port}")
+        for _ in range(3):
+            response = await pool.send(ASK)
+            assert await response.read() == b"ok"
+            response.release()
+        assert asked == ["localhost"] * 3, "resolved at each connect"
+        await pool.close()
 
     run(main())
 
