@@ -63,8 +63,8 @@ class Allowance:
         return self._apart.get(directory, self._limit)
 
     async def wait(self, directory: str, names: Iterable[str]) -> tuple[float, str]:
-        """The longest wait of `names` at `directory` in seconds, 0 for none, and whose it is. No wait where that cannot be
-        known: then noting the use will fail too."""
+        """The longest wait of `names` at `directory` in seconds, 0 for none, and whose it is. No wait where that cannot
+        be known: then noting the use will fail too."""
         try:
             uses = await self._change(lambda uses: uses)  # which settles moments of a clock that was ahead
         except CommandError as error:
